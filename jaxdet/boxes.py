@@ -1,0 +1,56 @@
+"""Boxes as (x1, y1, x2, y2) in pixels: overlap, and the offsets a detector regresses."""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# A decoded box is at most 1000/16 times its anchor (the clamp of Detectron and torchvision).
+MAX_LOG_SCALE = math.log(1000 / 16)
+
+
+def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
+    """Area in square pixels; an upside-down box has area 0."""
+    size = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    return size[..., 0] * size[..., 1]
+
+
+def iou(a: Float[Array, "*b n 4"], b: Float[Array, "*b m 4"]) -> Float[Array, "*b n m"]:
+    """Intersection over union of every pair; 0 where both boxes are empty."""
+    top_left = jnp.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    bottom_right = jnp.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    size = jnp.maximum(bottom_right - top_left, 0)
+    intersection = size[..., 0] * size[..., 1]
+    union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
+    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+
+
+def _centre_form(boxes):
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * size, size
+
+
+def encode(boxes: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """Offsets (dx, dy, dw, dh) of boxes from anchors (Girshick et al. 2014, eq. 1-4).
+
+    Centres in units of the anchor's size, sizes as logarithms of the ratio. Both boxes must have
+    positive size: pass the anchor itself where there is no box.
+    """
+    centre, size = _centre_form(boxes)
+    anchor_centre, anchor_size = _centre_form(anchors)
+    return jnp.concatenate(
+        [(centre - anchor_centre) / anchor_size, jnp.log(size / anchor_size)], axis=-1
+    )
+
+
+def decode(offsets: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """The inverse of `encode`, with the growth of a box limited to 62.5 times its anchor."""
+    anchor_centre, anchor_size = _centre_form(anchors)
+    centre = anchor_centre + offsets[..., :2] * anchor_size
+    half = 0.5 * jnp.exp(jnp.minimum(offsets[..., 2:], MAX_LOG_SCALE)) * anchor_size
+    return jnp.concatenate([centre - half, centre + half], axis=-1)
+
+
+def clip(boxes: Float[Array, "*n 4"], height: float, width: float) -> Float[Array, "*n 4"]:
+    """Boxes cut to the image [0, width] x [0, height]."""
+    return jnp.clip(boxes, 0, jnp.array([width, height, width, height], boxes.dtype))
