@@ -1,0 +1,69 @@
+"""Feature pyramid network (Lin et al. 2017, "Feature Pyramid Networks for Object Detection")."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxdet import InputError
+from jaxdet.models.resnet import conv
+
+# torch's default for a convolution: uniform with bound sqrt(1 / fan_in) x sqrt(3), as FPN uses it.
+uniform = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+def upsample_to(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Nearest neighbour, twice the size, cut to an odd target."""
+    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    return x[:, :height, :width]
+
+
+class FPN(nnx.Module):
+    """C2-C5 in, the pyramid `levels` out, all with `channels` channels.
+
+    Levels up to 5 come from the top-down path; 6 and 7 are 3x3 stride-2 convolutions of the top of
+    the pyramid, with a ReLU before the second (RetinaNet's P6 and P7).
+
+    Raises:
+        InputError: unless levels are consecutive, start at 2 to 5 and end at 5 to 7.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        levels: Sequence[int],
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        first, last = min(levels), max(levels)
+        if tuple(levels) != tuple(range(first, last + 1)) or first < 2 or not 5 <= last <= 7:
+            raise InputError(
+                f"config.model.levels: {tuple(levels)} must be consecutive, from 2..5 to 5..7"
+            )
+
+        def layer(channels_in, kernel, stride=1):
+            return conv(
+                channels_in, channels, kernel, stride,
+                bias=True, kernel_init=uniform, dtype=dtype, rngs=rngs,
+            )  # fmt: skip
+
+        self.first = first
+        self.lateral = nnx.List([layer(c, 1) for c in in_channels[first - 2 :]])
+        self.output = nnx.List([layer(channels, 3) for _ in in_channels[first - 2 :]])
+        self.extra = nnx.List([layer(channels, 3, 2) for _ in range(5, last)])
+
+    def __call__(self, features: Sequence[jax.Array]) -> list[jax.Array]:
+        laterals = [
+            layer(x) for layer, x in zip(self.lateral, features[self.first - 2 :], strict=True)
+        ]
+        for i in range(len(laterals) - 2, -1, -1):
+            laterals[i] += upsample_to(laterals[i + 1], *laterals[i].shape[1:3])
+        pyramid = [layer(x) for layer, x in zip(self.output, laterals, strict=True)]
+        for i, layer in enumerate(self.extra):
+            top = pyramid[-1] if i == 0 else nnx.relu(pyramid[-1])
+            pyramid.append(layer(top))
+        return pyramid

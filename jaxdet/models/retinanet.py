@@ -1,0 +1,99 @@
+"""RetinaNet (Lin et al. 2017, "Focal Loss for Dense Object Detection")."""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdet.models.fpn import FPN
+from jaxdet.models.resnet import Norm, ResNet, conv
+
+# The probability that an untrained anchor gives to each class (paper, section 4.1). It belongs on
+# the class head alone.
+PRIOR = 0.01
+
+small_normal = nnx.initializers.normal(0.01)
+
+
+class Head(nnx.Module):
+    """A tower of 3x3 convolutions shared by all levels, then `outputs` values per anchor."""
+
+    def __init__(
+        self, channels, hidden, depth, num_anchors, outputs, final_bias, *, norm, dtype, rngs
+    ):
+        def layer(channels_in, channels_out, bias_init=nnx.initializers.zeros, bias=True):
+            return conv(
+                channels_in, channels_out, 3,
+                bias=bias, kernel_init=small_normal, bias_init=bias_init, dtype=dtype, rngs=rngs,
+            )  # fmt: skip
+
+        sizes = [channels] + [hidden] * depth
+        normed = norm is not None
+        self.tower = nnx.List(
+            [layer(a, b, bias=not normed) for a, b in zip(sizes, sizes[1:], strict=False)]
+        )
+        self.norms = nnx.List(
+            [Norm(norm, hidden, dtype=dtype, rngs=rngs) for _ in range(depth if normed else 0)]
+        )
+        self.final = layer(sizes[-1], num_anchors * outputs, nnx.initializers.constant(final_bias))
+        self.outputs = outputs
+
+    def __call__(self, x, train):
+        for i, layer in enumerate(self.tower):
+            x = layer(x)
+            x = nnx.relu(self.norms[i](x, train) if self.norms else x)
+        return self.final(x).reshape(x.shape[0], -1, self.outputs)
+
+
+class RetinaNet(nnx.Module):
+    """A one-stage detector: ResNet, feature pyramid, and two heads shared by its levels.
+
+    Args:
+        num_classes: number of findings; there is no background class.
+        num_anchors: anchors per place.
+        depth, width, norm: of the ResNet trunk, see `ResNet`.
+        levels: pyramid levels, such as (3, 4, 5, 6, 7).
+        fpn_channels: channels of the pyramid.
+        head_channels, head_depth: of each head's tower.
+        head_norm: "group" for normalised towers (torchvision's v2), None for plain ones.
+        dtype: of the computation; parameters are float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_anchors: int,
+        depth: int = 50,
+        width: int = 64,
+        norm: str = "batch",
+        levels: Sequence[int] = (3, 4, 5, 6, 7),
+        fpn_channels: int = 256,
+        head_channels: int = 256,
+        head_depth: int = 4,
+        head_norm: str | None = None,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.backbone = ResNet(depth, width=width, norm=norm, dtype=dtype, rngs=rngs)
+        self.fpn = FPN(self.backbone.out_channels, fpn_channels, levels, dtype=dtype, rngs=rngs)
+        tower = (fpn_channels, head_channels, head_depth, num_anchors)
+        head = {"norm": head_norm, "dtype": dtype, "rngs": rngs}
+        self.class_head = Head(*tower, num_classes, -math.log((1 - PRIOR) / PRIOR), **head)
+        self.box_head = Head(*tower, 4, 0.0, **head)
+
+    def __call__(
+        self, images: Float[Array, "batch height width 1"], train: bool = False
+    ) -> tuple[Float[Array, "batch anchors classes"], Float[Array, "batch anchors 4"]]:
+        """Class logits and box offsets (see `boxes.encode`) of all anchors, level after level.
+
+        `images` are normalised (`augment.normalize`). `train` is for BatchNorm: batch statistics
+        and their running average, or the average alone.
+        """
+        pyramid = self.fpn(self.backbone(images, train))
+        class_logits = [self.class_head(x, train) for x in pyramid]
+        box_offsets = [self.box_head(x, train) for x in pyramid]
+        return jnp.concatenate(class_logits, axis=1), jnp.concatenate(box_offsets, axis=1)
