@@ -1,0 +1,89 @@
+"""RetinaNet with ResNet-50 on VinBigData, as built by `python -m tfds_vinbig --config=256`.
+
+    python run.py --config=configs/retina.py --workdir=runs/r50
+
+`configs/retina.py:512` and `configs/retina.py:1024` are for the larger pictures. This file names
+every field there is; other configs change some of them.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(size: str = "256") -> ConfigDict:
+    """The config for pictures of `size` pixels: "256", "512" or "1024"."""
+    if size not in ("256", "512", "1024"):
+        raise ValueError(f"size {size!r} is not one of 256, 512, 1024")
+    config = ConfigDict()
+    config.seed = 0
+
+    data = config.data = ConfigDict()
+    data.name = f"tfds_vinbig/{size}"
+    data.dir = "~/tensorflow_datasets"
+    data.image_size = int(size)  # pixels; pictures are resized where they differ
+    data.split = "folds"  # or "seed111", or a TFDS slice such as "train[:80%]"
+    data.fold = 0  # the fold that is held out
+    data.num_folds = 5
+    data.groups = ""  # FILE.csv:COLUMN of a patient for each image_id: never in two folds
+    data.eval_split = "rest"  # what `split` leaves, or a TFDS slice
+    data.fusion = "wbf@0.4"  # of the readers' boxes: "none", "nms@IOU", "wbf@IOU"
+    data.max_boxes = 64  # an image; more are an error
+    data.normal_share = placeholder(float)  # of a batch; None: as in the data
+    data.cache = True  # decoded images in memory: 1 GB at 256 pixels, 4 at 512, 16 at 1024
+    data.num_workers = 4  # threads that read ahead
+
+    augment = config.augment = ConfigDict()
+    augment.flip = 0.5  # probability
+    augment.scale = 0.15  # factor within 1 / 1.15 .. 1.15
+    augment.shift = 0.05  # share of the image
+    augment.rotate = 5.0  # degrees
+    augment.min_visible = 0.3  # share of a box that must stay inside
+    augment.brightness = 0.1  # share of the grey range
+    augment.contrast = 0.2  # factor within 1 / 1.2 .. 1.2
+    augment.gamma = 0.2  # exponent within 1 / 1.2 .. 1.2
+
+    model = config.model = ConfigDict()
+    model.num_classes = 14
+    model.depth = 50  # 18, 34, 50, 101
+    model.width = 64  # channels of the first stage
+    model.norm = "batch"  # or "group"
+    model.levels = {"256": (2, 3, 4, 5, 6)}.get(size, (3, 4, 5, 6, 7))
+    model.fpn_channels = 256
+    model.head_channels = 256
+    model.head_depth = 4
+    # COCO's anchors start at four strides and miss most findings at these sizes.
+    model.anchor_scales = (2.0, 2.52, 3.17)  # square root of the area, in strides
+    model.aspect_ratios = (0.4, 1.0, 2.0)  # height / width; cardiomegaly is flat
+    model.dtype = "bfloat16"  # of the computation; parameters and losses are float32
+
+    loss = config.loss = ConfigDict()
+    loss.foreground_iou = 0.5
+    loss.background_iou = 0.4
+    loss.alpha = 0.25  # focal loss
+    loss.gamma = 2.0
+    loss.box_weight = 1.0
+
+    train = config.train = ConfigDict()
+    train.steps = 15_000  # 20 epochs of the 12,000 images of four folds
+    train.batch_size = 16  # over all devices
+    train.optimizer = "adamw"  # or "sgd"
+    train.learning_rate = 2e-4
+    train.momentum = 0.9  # of sgd
+    train.weight_decay = 0.05  # decoupled for adamw, added to the gradient for sgd
+    train.warmup_steps = 500
+    train.clip_norm = 5.0  # of the gradient
+    train.average_decay = 0.999  # of the parameter average, per step
+    train.log_every = 50  # steps
+    train.evaluate_every = 1_500  # steps; also of checkpoints
+
+    inference = config.inference = ConfigDict()
+    inference.score_threshold = 0.01  # mAP never punishes a tail
+    inference.pre_nms_top_k = 300  # a level
+    inference.nms_iou = 0.4
+    inference.max_detections = 100  # an image
+
+    evaluation = config.evaluation = ConfigDict()
+    evaluation.ground_truth = "wbf@0.4"  # or "raw", "nms@IOU"
+    evaluation.more_iou_thresholds = (0.5, 0.75)  # besides 0.4
+    evaluation.batch_size = 16
+    return config

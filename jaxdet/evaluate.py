@@ -1,0 +1,187 @@
+"""Scores: detections, from a checkpoint or from a file, against what the readers drew."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from jaxdet import InputError, checkpoint, data, fusion, inference, metrics, parallel, submission
+from jaxdet.metrics import Boxes
+from jaxdet.models import detector
+from tfds_vinbig import kaggle
+from tfds_vinbig.kaggle import CLASS_NAMES, NO_FINDING
+
+ALL_NAMES = (*CLASS_NAMES, "No finding")
+
+
+def ground_truth(
+    method: str,
+    image: Int[np.ndarray, "rows"],
+    classes: Int[np.ndarray, "rows"],
+    reader: np.ndarray,
+    boxes: Float[np.ndarray, "rows 4"],
+) -> Boxes:
+    """The readers' rows as ground truth, made by `method`: "raw", "wbf@T" or "nms@T".
+
+    "No finding" counts once an image, with the box (0, 0, 1, 1).
+    """
+    found = classes != NO_FINDING
+    fused = fusion.fuse_as(method, image[found], boxes[found], classes[found], reader[found])
+    normal = np.unique(image[~found])
+    return Boxes(
+        image=np.concatenate([fused.image, normal]),
+        classes=np.concatenate([fused.classes, np.full(len(normal), NO_FINDING)]),
+        boxes=np.concatenate([fused.boxes, np.tile(submission.NO_FINDING_BOX, (len(normal), 1))]),
+        scores=np.ones(len(fused.image) + len(normal)),
+    )
+
+
+def summarize(
+    detections: Boxes, truth: Boxes, iou_thresholds: tuple[float, ...], num_images: int, method: str
+) -> dict:
+    """The contents of evaluation.json.
+
+    The table per class and mAP14 are at the first of `iou_thresholds`; a class without ground
+    truth is None, and left out of the means.
+    """
+
+    def mean(values):
+        values = values[~np.isnan(values)]
+        return float(values.mean()) if len(values) else None
+
+    aps = metrics.average_precision(detections, truth, iou_thresholds, num_classes=len(ALL_NAMES))
+    first, name = aps[0], f"@{iou_thresholds[0]:g}"
+    return {
+        f"mAP{name}": mean(first),
+        f"mAP14{name}": mean(first[:NO_FINDING]),
+        "AP": {
+            label: None if np.isnan(ap) else float(ap)
+            for label, ap in zip(ALL_NAMES, first, strict=True)
+        },
+        **{f"mAP@{t:g}": mean(ap) for t, ap in zip(iou_thresholds[1:], aps[1:], strict=True)},
+        "num_images": num_images,
+        "ground_truth": method,
+    }
+
+
+def format_table(scores: dict, truth: Boxes) -> str:
+    """A table for the console: each class with its ground truth and AP, then the means."""
+    counts = np.bincount(truth.classes, minlength=len(ALL_NAMES))
+    lines = [f"{'class':<20} {'truth':>6} {'AP@0.4':>7}"]
+    for name, count in zip(ALL_NAMES, counts, strict=True):
+        ap = scores["AP"][name]
+        lines.append(f"{name:<20} {count:>6} {'-' if ap is None else f'{ap:.3f}':>7}")
+    for name, value in scores.items():
+        if name.startswith("mAP"):
+            lines.append(f"{name:<27} {'-' if value is None else f'{value:.3f}':>7}")
+    lines.append(f"{scores['num_images']} images, ground truth {scores['ground_truth']}")
+    return "\n".join(lines)
+
+
+class Evaluator:
+    """A split decoded once and scored as often as wanted.
+
+    Attributes:
+        truth: the ground truth in original pixels.
+        detections: of the last call of `score`.
+    """
+
+    def __init__(self, config: ConfigDict, dataset: data.Dataset, mesh):
+        self.config, self.dataset, self.mesh = config, dataset, mesh
+        rows = dataset.annotations
+        self.truth = ground_truth(
+            config.evaluation.ground_truth,
+            rows.image,
+            rows.classes,
+            rows.reader,
+            submission.to_original(rows.boxes, dataset.sizes[rows.image], dataset.image_size),
+        )
+        self.images = data.decode_all(dataset, "evaluate")
+        self.detect = inference.make_detect(
+            detector.graphdef(config),
+            detector.pyramid(config),
+            dataset.image_size,
+            config.inference,
+            mesh,
+        )
+        self.detections = None
+
+    def score(self, weights: dict) -> dict:
+        """Detect and score; see `summarize`."""
+        self.detections = inference.detect_all(
+            self.detect, weights, self.images, self.config.evaluation.batch_size, self.mesh
+        )
+        table = submission.to_table(self.detections, self.dataset.sizes, self.dataset.image_size)
+        return summarize(
+            table,
+            self.truth,
+            (0.4, *self.config.evaluation.more_iou_thresholds),
+            len(self.dataset),
+            self.config.evaluation.ground_truth,
+        )
+
+
+def load_weights(config: ConfigDict, workdir: Path, which: str, mesh) -> tuple[dict, int]:
+    """The weights of a checkpoint ("latest", "best" or a step), and its step."""
+    with checkpoint.open_manager(workdir, read_only=True) as manager:
+        step = checkpoint.find_step(manager, which)
+        abstract = checkpoint.abstract_of(
+            detector.abstract_weights(config), parallel.replicated(mesh)
+        )
+        return checkpoint.restore(manager, step, weights=abstract)["weights"], step
+
+
+def evaluate(config: ConfigDict, workdir: Path, which: str = "latest") -> dict:
+    """Score a checkpoint on the evaluation split: a table on the console, `evaluation.json`."""
+    mesh = parallel.make_mesh()
+    weights, step = load_weights(config, workdir, which, mesh)
+    _, eval_set = data.train_and_eval(config)
+    evaluator = Evaluator(config, eval_set, mesh)
+    scores = evaluator.score(weights)
+    print(f"checkpoint {step} in {workdir}")
+    print(format_table(scores, evaluator.truth))
+    checkpoint.write_atomically(workdir / "evaluation.json", json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def score_files(annotations: Path, submission_file: Path, method: str = "raw") -> dict:
+    """Score a submission against Kaggle annotations. No model, and no image.
+
+    Every annotated image counts, also one that the submission leaves out; detections on an image
+    without annotations are false positives. Of annotations with a column `split` (the phantom's
+    truth.csv) those splits count that the submission has images of.
+
+    Raises:
+        InputError: for a file that is not as it should be, or two files without a common image.
+    """
+    rows = kaggle.read_annotations(annotations)
+    ids, detections = submission.read(submission_file)
+    common = rows.image_id.isin(ids)
+    if not common.any():
+        raise InputError(f"{submission_file} and {annotations} have no image_id in common")
+    if "split" in rows:
+        rows = rows[rows.split.isin(rows.split[common].unique())]
+    image, names = pd.factorize(rows.image_id)
+    missing, unknown = len(set(names) - set(ids)), len(set(ids) - set(names))
+    if missing:
+        print(f"{missing} annotated images are not in the submission: all missed", file=sys.stderr)
+    if unknown:
+        print(
+            f"{unknown} images are not annotated: their boxes are false positives", file=sys.stderr
+        )
+    number = {name: i for i, name in enumerate([*names, *(set(ids) - set(names))])}
+    detections = detections._replace(
+        image=np.array([number[name] for name in ids], np.int64)[detections.image]
+    )
+    truth = ground_truth(
+        method,
+        image,
+        rows.class_id.to_numpy(),
+        rows.rad_id.to_numpy(),
+        rows[["x_min", "y_min", "x_max", "y_max"]].to_numpy(),
+    )
+    return summarize(detections, truth, (0.4, 0.5, 0.75), len(names), method)

@@ -1,0 +1,100 @@
+"""Images in, detections out: one jitted step with fixed shapes."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdet import boxes as box_ops
+from jaxdet import data, parallel
+from jaxdet.augment import normalize
+from jaxdet.nms import nms_mask
+
+
+class Detections(NamedTuple):
+    """Boxes of each image in descending order of score, padded (`mask` False).
+
+    Boxes are in pixels of the model input; classes count from 0.
+    """
+
+    boxes: Float[Array, "*batch boxes 4"]
+    classes: Int[Array, "*batch boxes"]
+    scores: Float[Array, "*batch boxes"]
+    mask: Bool[Array, "*batch boxes"]
+
+
+def select_detections(
+    class_logits: Float[Array, "anchors classes"],
+    box_offsets: Float[Array, "anchors 4"],
+    pyramid: list[Float[np.ndarray, "anchors 4"]],
+    image_size: tuple[int, int],
+    *,
+    score_threshold: float,
+    pre_nms_top_k: int,
+    nms_iou: float,
+    max_detections: int,
+) -> Detections:
+    """Detections of one image, by the rule of torchvision's RetinaNet.
+
+    Each level gives its `pre_nms_top_k` best pairs of anchor and class above `score_threshold`;
+    those are decoded, cut to the image and thinned by class-wise NMS at `nms_iou`; the best
+    `max_detections` stay. `pyramid` holds the anchors of each level in the order of the logits;
+    `image_size` is (height, width).
+    """
+    num_classes = class_logits.shape[-1]
+    boxes, classes, scores = [], [], []
+    start = 0
+    for anchors in pyramid:
+        end = start + len(anchors)
+        logits = class_logits[start:end].reshape(-1).astype(jnp.float32)
+        best, pair = jax.lax.top_k(logits, min(pre_nms_top_k, len(logits)))
+        anchor = pair // num_classes
+        offsets = box_offsets[start:end][anchor].astype(jnp.float32)
+        boxes.append(
+            box_ops.clip(box_ops.decode(offsets, jnp.asarray(anchors)[anchor]), *image_size)
+        )
+        classes.append(pair % num_classes)
+        scores.append(jax.nn.sigmoid(best))
+        start = end
+    boxes, classes, scores = (jnp.concatenate(x) for x in (boxes, classes, scores))
+
+    scores = jnp.where(scores > score_threshold, scores, 0)
+    order = jnp.argsort(-scores, stable=True)
+    boxes, classes, scores = boxes[order], classes[order], scores[order]
+    keep = nms_mask(boxes, classes, nms_iou) & (scores > 0)
+    kept_first = jnp.argsort(~keep, stable=True)[:max_detections]
+    return Detections(*(x[kept_first] for x in (boxes, classes, scores, keep)))
+
+
+def make_detect(
+    graphdef: nnx.GraphDef,
+    pyramid: list[Float[np.ndarray, "anchors 4"]],
+    image_size: int,
+    options: dict,
+    mesh: jax.sharding.Mesh,
+) -> Callable[..., Detections]:
+    """The jitted step `detect(weights, images) -> Detections`; `options` as `select_detections`."""
+
+    def detect(weights, images):
+        model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
+        class_logits, box_offsets = model(normalize(images), train=False)
+        return jax.vmap(
+            lambda c, b: select_detections(c, b, pyramid, (image_size, image_size), **options)
+        )(class_logits, box_offsets)
+
+    return jax.jit(detect, out_shardings=parallel.replicated(mesh))
+
+
+def detect_all(
+    detect: Callable, weights, images, batch_size: int, mesh: jax.sharding.Mesh
+) -> Detections:
+    """Detections of all images, on the host. `images[i]` is image i at the model's size."""
+    parts = []
+    for batch, real in data.image_batches(images, batch_size, parallel.local_rows(batch_size)):
+        found = detect(weights, parallel.shard_batch({"images": batch}, mesh)["images"])
+        parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], found))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)

@@ -1,0 +1,75 @@
+"""What a person looks at: images with the readers' boxes and the model's."""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from tfds_vinbig.kaggle import CLASS_NAMES
+
+COLORS = [
+    tuple(int(255 * x) for x in colorsys.hsv_to_rgb(0.618 * i % 1, 0.65, 1.0))
+    for i in range(len(CLASS_NAMES))
+]
+FONT = ImageFont.load_default(11)
+
+
+def draw(
+    image: UInt8[np.ndarray, "h w"],
+    boxes: Float[np.ndarray, "n 4"],
+    classes: Int[np.ndarray, "n"],
+    scores: Float[np.ndarray, "n"] | None = None,
+    zoom: int = 2,
+) -> Image.Image:
+    """An image, `zoom` times its size, with boxes (in its own pixels), their classes and scores."""
+    height, width = image.shape
+    picture = Image.fromarray(image).convert("RGB")
+    picture = picture.resize((width * zoom, height * zoom), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(picture)
+    for i, (box, label) in enumerate(zip(boxes * zoom, classes, strict=True)):
+        color = COLORS[label]
+        pen.rectangle(tuple(box), outline=color, width=1)
+        text = CLASS_NAMES[label] if scores is None else f"{CLASS_NAMES[label]} {scores[i]:.2f}"
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=FONT)
+        x = min(max(box[0], 0), width * zoom - right)
+        y = box[1] - bottom - 1 if box[1] > bottom else box[1] + 1
+        pen.text((x, y), text, fill=color, font=FONT, stroke_width=1, stroke_fill=(0, 0, 0))
+    return picture
+
+
+def grid(pictures: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
+    """Pictures of one size in rows."""
+    width, height = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
+    return sheet
+
+
+def compare(
+    images: UInt8[np.ndarray, "n h w"], targets, detections, score_threshold: float = 0.3
+) -> Image.Image:
+    """A row for each image: the readers' fused boxes on the left, the model's on the right.
+
+    `targets` is a `data.Targets`, `detections` an `inference.Detections`, both of these images and
+    in their pixels.
+    """
+    zoom = max(1, round(384 / images.shape[1]))
+    pictures = []
+    for i, image in enumerate(images):
+        truth = targets.mask[i]
+        shown = detections.mask[i] & (detections.scores[i] >= score_threshold)
+        pictures.append(draw(image, targets.boxes[i][truth], targets.classes[i][truth], zoom=zoom))
+        pictures.append(
+            draw(
+                image,
+                detections.boxes[i][shown],
+                detections.classes[i][shown],
+                detections.scores[i][shown],
+                zoom=zoom,
+            )
+        )
+    return grid(pictures, columns=4)
