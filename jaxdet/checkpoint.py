@@ -32,8 +32,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def open_manager(workdir: Path, read_only: bool = False) -> ocp.CheckpointManager:
-    """The checkpoints of a run in `workdir`/checkpoints. Use it as a context manager: saving goes on
-    in the background, and leaving waits for it.
+    """The checkpoints of a run, in `workdir`/checkpoints.
+
+    Use it as a context manager: saving goes on in the background, and leaving waits for it.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each step of a save
     directory = workdir.absolute() / "checkpoints"

@@ -204,7 +204,7 @@ def read_groups(groups: str, ids: np.ndarray) -> np.ndarray:
         table = pd.read_csv(Path(file).expanduser(), dtype=str).set_index("image_id")[column]
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
-            f"config.data.groups: {groups!r} is not FILE.csv:COLUMN with a column image_id ({error})"
+            f"config.data.groups: {groups!r} is not FILE.csv:COLUMN, by image_id ({error})"
         ) from error
     missing = np.setdiff1d(ids, table.index)
     if len(missing):
@@ -271,8 +271,8 @@ def make_targets(dataset: Dataset, method: str, max_boxes: int) -> Targets:
     counts = np.bincount(fused.image, minlength=len(dataset))
     if counts.max(initial=0) > max_boxes:
         raise InputError(
-            f"config.data.max_boxes: image {dataset.ids[counts.argmax()]} has {counts.max()} boxes, "
-            f"more than {max_boxes}"
+            f"config.data.max_boxes: {max_boxes} are too few for the {counts.max()} boxes of image "
+            f"{dataset.ids[counts.argmax()]}"
         )
     slot = np.arange(len(fused.image)) - (np.cumsum(counts) - counts)[fused.image]
     boxes = np.zeros((len(dataset), max_boxes, 4), np.float32)

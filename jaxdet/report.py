@@ -32,7 +32,7 @@ def draw(
         color = COLORS[label]
         pen.rectangle(tuple(box), outline=color, width=1)
         text = CLASS_NAMES[label] if scores is None else f"{CLASS_NAMES[label]} {scores[i]:.2f}"
-        left, top, right, bottom = pen.textbbox((0, 0), text, font=FONT)
+        _, _, right, bottom = pen.textbbox((0, 0), text, font=FONT)
         x = min(max(box[0], 0), width * zoom - right)
         y = box[1] - bottom - 1 if box[1] > bottom else box[1] + 1
         pen.text((x, y), text, fill=color, font=FONT, stroke_width=1, stroke_fill=(0, 0, 0))

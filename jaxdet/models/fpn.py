@@ -40,7 +40,7 @@ class FPN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         first, last = min(levels), max(levels)
-        if tuple(levels) != tuple(range(first, last + 1)) or first < 2 or not 5 <= last <= 7:
+        if tuple(levels) != tuple(range(first, last + 1)) or not 2 <= first <= 5 <= last <= 7:
             raise InputError(
                 f"config.model.levels: {tuple(levels)} must be consecutive, from 2..5 to 5..7"
             )

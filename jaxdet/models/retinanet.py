@@ -1,5 +1,6 @@
 """RetinaNet (Lin et al. 2017, "Focal Loss for Dense Object Detection")."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -32,9 +33,7 @@ class Head(nnx.Module):
 
         sizes = [channels] + [hidden] * depth
         normed = norm is not None
-        self.tower = nnx.List(
-            [layer(a, b, bias=not normed) for a, b in zip(sizes, sizes[1:], strict=False)]
-        )
+        self.tower = nnx.List([layer(a, b, bias=not normed) for a, b in itertools.pairwise(sizes)])
         self.norms = nnx.List(
             [Norm(norm, hidden, dtype=dtype, rngs=rngs) for _ in range(depth if normed else 0)]
         )

@@ -1,0 +1,64 @@
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from jaxdet import boxes
+
+whole = arrays(np.int64, st.tuples(st.integers(1, 6), st.just(4)), elements=st.integers(0, 12))
+
+
+def proper(corners):
+    """Any four whole numbers as a box, perhaps of no area."""
+    return np.concatenate(
+        [
+            np.minimum(corners[:, :2], corners[:, 2:]),
+            np.maximum(corners[:, :2], corners[:, 2:]),
+        ],
+        axis=1,
+    ).astype(np.float32)
+
+
+def pixels(box):
+    """The set of unit squares in a box with whole corners."""
+    x1, y1, x2, y2 = box.astype(int)
+    return {(x, y) for x in range(x1, x2) for y in range(y1, y2)}
+
+
+@settings(deadline=None)
+@given(whole, whole)
+def test_iou_counts_pixels(a, b):
+    a, b = proper(a), proper(b)
+    got = np.asarray(boxes.iou(jnp.array(a), jnp.array(b)))
+    for i, first in enumerate(map(pixels, a)):
+        for j, second in enumerate(map(pixels, b)):
+            union = len(first | second)
+            assert np.isclose(got[i, j], len(first & second) / union if union else 0)
+
+
+def test_encode_by_hand():
+    anchor = jnp.array([[0.0, 0.0, 10.0, 20.0]])
+    box = jnp.array([[5.0, 10.0, 25.0, 20.0]])  # centre (15, 15), size (20, 10)
+    expected = [[1.0, 0.25, np.log(2), np.log(0.5)]]
+    np.testing.assert_allclose(boxes.encode(box, anchor), expected, rtol=1e-6)
+
+
+def test_decode_inverts_encode():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(-50, 50, (2, 200, 2))
+    a, b = np.concatenate([corner, corner + rng.uniform(1, 60, (2, 200, 2))], -1).astype("f")
+    np.testing.assert_allclose(
+        boxes.decode(boxes.encode(jnp.array(a), jnp.array(b)), jnp.array(b)), a, atol=1e-3
+    )
+
+
+def test_decode_limits_growth():
+    anchor = jnp.array([[0.0, 0.0, 16.0, 16.0]])
+    box = boxes.decode(jnp.array([[0.0, 0.0, 50.0, 0.0]]), anchor)
+    np.testing.assert_allclose(box[0, 2] - box[0, 0], 1000, rtol=1e-5)
+
+
+def test_clip():
+    box = jnp.array([[-5.0, -5.0, 300.0, 300.0]])
+    np.testing.assert_array_equal(boxes.clip(box, 100.0, 200.0), [[0, 0, 200, 100]])

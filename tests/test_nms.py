@@ -1,0 +1,36 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdet import boxes as box_ops
+from jaxdet.nms import nms_mask
+
+
+def greedy(boxes, classes, threshold):
+    iou = np.asarray(box_ops.iou(jnp.array(boxes), jnp.array(boxes)))
+    kept = []
+    for i in range(len(boxes)):
+        if not any(classes[j] == classes[i] and iou[j, i] > threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 0.5, 0.9]), st.integers(1, 3))
+def test_equals_greedy(seed, threshold, num_classes):
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 30, (32, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(0, 15, (32, 2))], 1).astype("f")
+    classes = rng.integers(0, num_classes, 32)
+    got = nms_mask(jnp.array(boxes), jnp.array(classes), threshold)
+    assert np.flatnonzero(got).tolist() == greedy(boxes, classes, threshold)
+
+
+def test_a_chain_settles():
+    """Each box suppresses only the next: every second one stays."""
+    x = np.arange(40) * 4.0
+    boxes = np.stack([x, 0 * x, x + 10, 0 * x + 10], axis=1).astype("f")
+    keep = jax.jit(lambda x: nms_mask(x, jnp.zeros(40, int), 0.4))(jnp.array(boxes))
+    assert keep.tolist() == [i % 2 == 0 for i in range(40)]
