@@ -30,7 +30,7 @@ def pyramid_anchors(
     levels: Sequence[int],
     scales: Sequence[float],
     aspect_ratios: Sequence[float],
-) -> list[Float[np.ndarray, "anchors 4"]]:
+) -> list[Float[np.ndarray, "_ 4"]]:
     """Anchors of every level in model-input pixels, each flattened from (row, column, anchor).
 
     Args:

@@ -51,6 +51,6 @@ def decode(offsets: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"]) -> Floa
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 
 
-def clip(boxes: Float[Array, "*n 4"], height: float, width: float) -> Float[Array, "*n 4"]:
+def clip(boxes: Float[Array, "*n 4"], height: int, width: int) -> Float[Array, "*n 4"]:
     """Boxes cut to the image [0, width] x [0, height]."""
     return jnp.clip(boxes, 0, jnp.array([width, height, width, height], boxes.dtype))

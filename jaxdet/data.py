@@ -122,12 +122,7 @@ def read_split(name: str, split: str, image_size: int, data_dir: str) -> Dataset
         ) from error
 
     ids, index, sizes, image, classes, reader, boxes = [], [], [], [], [], [], []
-    label_names = {
-        "image_id": True, "index": True, "height": True, "width": True,
-        "objects": True, "normal_readers": True,
-    }  # fmt: skip
-    labels = builder.as_data_source(split, decoders=tfds.decode.PartialDecoding(label_names))
-    for i, record in enumerate(labels):
+    for i, record in enumerate(source):
         ids.append(record["image_id"].decode())
         index.append(record["index"])
         sizes.append((record["height"], record["width"]))
@@ -332,7 +327,9 @@ def training_batches(
     def load(chosen):
         chosen = np.asarray(chosen)[rows]
         return {
-            "images": images[chosen] if cache else np.stack([dataset.decode(i) for i in chosen]),
+            "images": images[chosen]
+            if cache
+            else np.stack([dataset.decode(int(i)) for i in chosen]),
             "boxes": targets.boxes[chosen],
             "classes": targets.classes[chosen],
             "mask": targets.mask[chosen],

@@ -105,8 +105,8 @@ class Evaluator:
             detector.graphdef(config),
             detector.pyramid(config),
             dataset.image_size,
-            config.inference,
             mesh,
+            **config.inference,
         )
         self.detections = None
 

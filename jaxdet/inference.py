@@ -30,7 +30,7 @@ class Detections(NamedTuple):
 def select_detections(
     class_logits: Float[Array, "anchors classes"],
     box_offsets: Float[Array, "anchors 4"],
-    pyramid: list[Float[np.ndarray, "anchors 4"]],
+    pyramid: list[Float[np.ndarray, "_ 4"]],
     image_size: tuple[int, int],
     *,
     score_threshold: float,
@@ -72,10 +72,10 @@ def select_detections(
 
 def make_detect(
     graphdef: nnx.GraphDef,
-    pyramid: list[Float[np.ndarray, "anchors 4"]],
+    pyramid: list[Float[np.ndarray, "_ 4"]],
     image_size: int,
-    options: dict,
     mesh: jax.sharding.Mesh,
+    **options,
 ) -> Callable[..., Detections]:
     """The jitted step `detect(weights, images) -> Detections`; `options` as `select_detections`."""
 

@@ -67,7 +67,7 @@ def predict(
     else:
         ids, sizes, pictures = read_pictures(images, meta, size)
     detect = inference.make_detect(
-        detector.graphdef(config), detector.pyramid(config), size, config.inference, mesh
+        detector.graphdef(config), detector.pyramid(config), size, mesh, **config.inference
     )
     found = inference.detect_all(detect, weights, pictures, config.evaluation.batch_size, mesh)
     path = output or workdir / "submission.csv"

@@ -119,7 +119,7 @@ def make_train_step(
             "loss": loss,
             "class_loss": class_loss,
             "box_loss": box_loss,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "learning_rate": make_schedule(config.train)(state.step),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics

@@ -1,5 +1,101 @@
-"""Every annotated shape and type of jaxdet is checked while the tests run."""
+"""Every annotated shape and type of jaxdet is checked while the tests run; and data for them."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 from jaxtyping import install_import_hook
 
 install_import_hook("jaxdet", "beartype.beartype").__enter__()
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tfds_vinbig.kaggle import CLASS_NAMES, NO_FINDING
+
+# What the shapes stand for. A child could tell them apart, so a detector must.
+DISC, SQUARE, BAR = 8, 4, 3
+HEIGHT, WIDTH = 512, 384  # of the pretended original
+
+
+def draw_shapes(rng):
+    """A grey picture of 256 pixels with up to three shapes, and their (class, box in pixels)."""
+    picture = rng.normal(60, 8, (256, 256))
+    y, x = np.mgrid[:256, :256]
+    found = []
+    cells = rng.permutation(4)[: rng.integers(1, 4)]  # one a quadrant: they never overlap
+    for cell in cells:
+        label = rng.choice([DISC, SQUARE, BAR])
+        half_w = rng.integers(28, 44)
+        half_h = half_w // 3 if label == BAR else half_w
+        cx, cy = 64 + 128 * (cell % 2), 64 + 128 * (cell // 2)
+        cx, cy = cx + rng.integers(-12, 13), cy + rng.integers(-12, 13)
+        inside = (abs(x + 0.5 - cx) < half_w) & (abs(y + 0.5 - cy) < half_h)
+        if label == DISC:
+            inside = (x + 0.5 - cx) ** 2 + (y + 0.5 - cy) ** 2 < half_w**2
+        picture[inside] += {DISC: 90, SQUARE: 150, BAR: 120}[label]
+        found.append((int(label), (cx - half_w, cy - half_h, cx + half_w, cy + half_h)))
+    return np.clip(picture, 0, 255).astype(np.uint8), found
+
+
+@pytest.fixture(scope="session")
+def kaggle_folder(tmp_path_factory):
+    """30 training images, every third normal, read alike by three readers; 6 test images."""
+    folder = tmp_path_factory.mktemp("kaggle")
+    rng = np.random.default_rng(0)
+    rows, meta = [], {"train": [], "test": []}
+    for split, count in (("train", 30), ("test", 6)):
+        (folder / split).mkdir()
+        for i in range(count):
+            name = f"{split}{i:02}"
+            picture, found = draw_shapes(rng)
+            if i % 3 == 0:
+                picture, found = rng.normal(60, 8, (256, 256)).astype(np.uint8), []
+            Image.fromarray(picture).save(folder / split / f"{name}.png")
+            meta[split].append((name, HEIGHT, WIDTH))
+            for reader in ("R1", "R2", "R3") if split == "train" else ():
+                for label, (x1, y1, x2, y2) in found:
+                    box = (x1 * 1.5, y1 * 2.0, x2 * 1.5, y2 * 2.0)
+                    rows.append((name, CLASS_NAMES[label], label, reader, *box))
+                if not found:
+                    rows.append((name, "No finding", NO_FINDING, reader, *[None] * 4))
+    columns = ["image_id", "class_name", "class_id", "rad_id", "x_min", "y_min", "x_max", "y_max"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "train.csv", index=False)
+    for split, lines in meta.items():
+        table = pd.DataFrame(lines, columns=["image_id", "dim0", "dim1"])
+        table.to_csv(folder / f"{split}_meta.csv", index=False)
+    sample = pd.DataFrame({"image_id": [f"test{i:02}" for i in (3, 1, 5, 0, 2, 4)]})
+    sample.assign(PredictionString="14 1 0 0 1 1").to_csv(
+        folder / "sample_submission.csv", index=False
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(kaggle_folder, tmp_path_factory):
+    """A folder with the TFDS dataset tfds_vinbig/256 built from `kaggle_folder`."""
+    from tfds_vinbig.tfds_vinbig_dataset_builder import build
+
+    directory = tmp_path_factory.mktemp("tfds")
+    build("256", directory, manual_dir=kaggle_folder)
+    return directory
+
+
+@pytest.fixture
+def config(data_dir):
+    """A small network on the shapes."""
+    from configs import retina
+
+    config = retina.get_config()
+    config.data.dir = str(data_dir)
+    config.data.image_size = 64
+    config.data.max_boxes = 4
+    config.data.num_workers = 1
+    config.model.update({"depth": 18, "width": 16, "fpn_channels": 32, "head_channels": 32})
+    config.model.update({"levels": (3, 4, 5), "head_depth": 1, "dtype": "float32"})
+    config.train.update({"batch_size": 8, "steps": 4, "warmup_steps": 0, "learning_rate": 3e-3})
+    config.train.update({"log_every": 1, "evaluate_every": 2})
+    config.evaluation.batch_size = 4
+    return config

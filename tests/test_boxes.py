@@ -61,4 +61,4 @@ def test_decode_limits_growth():
 
 def test_clip():
     box = jnp.array([[-5.0, -5.0, 300.0, 300.0]])
-    np.testing.assert_array_equal(boxes.clip(box, 100.0, 200.0), [[0, 0, 200, 100]])
+    np.testing.assert_array_equal(boxes.clip(box, 100, 200), [[0, 0, 200, 100]])

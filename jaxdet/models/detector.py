@@ -51,7 +51,7 @@ def abstract_weights(config) -> dict[str, nnx.State]:
     return {"params": params, "batch_stats": batch_stats}
 
 
-def pyramid(config) -> list[Float[np.ndarray, "anchors 4"]]:
+def pyramid(config) -> list[Float[np.ndarray, "_ 4"]]:
     """Anchors of each level, in pixels, in the order of the network's outputs."""
     model, size = config.model, config.data.image_size
     return anchors.pyramid_anchors(

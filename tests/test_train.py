@@ -1,0 +1,137 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from jaxdet import InputError, checkpoint, data, evaluate, parallel, train
+from jaxdet.models import detector
+
+AXES = {"axis_names": ("data",), "axis_types": (jax.sharding.AxisType.Auto,)}
+
+
+def setup(config, num_devices):
+    """A jitted step on some of the devices, its first state, and the mesh."""
+    mesh = Mesh(np.array(jax.devices()[:num_devices]), **AXES)
+    optimizer = train.make_optimizer(config.train)
+    step = jax.jit(
+        train.make_train_step(config, detector.graphdef(config), optimizer),
+        in_shardings=(parallel.replicated(mesh), parallel.sharded(mesh)),
+        out_shardings=parallel.replicated(mesh),
+        donate_argnums=0,
+    )
+    init = jax.jit(
+        lambda: train.init_state(config, optimizer), out_shardings=parallel.replicated(mesh)
+    )
+    return step, init(), mesh
+
+
+def loader(config):
+    train_set, _ = data.train_and_eval(config)
+    targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
+    return data.training_batches(
+        train_set, targets, batch_size=config.train.batch_size, seed=0, normal_share=None,
+        cache=True, rows=slice(None),
+    )  # fmt: skip
+
+
+def test_four_devices_give_the_loss_and_the_parameters_of_one(config):
+    batches = loader(config)
+    results = []
+    for num_devices in (1, 4):
+        step, state, mesh = setup(config, num_devices)
+        losses = []
+        for i in range(3):
+            state, metrics = step(state, parallel.shard_batch(batches[i], mesh))
+            losses.append(float(metrics["loss"]))
+        assert len(state.step.sharding.device_set) == num_devices
+        results.append((losses, jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))))
+    (one_loss, one), (four_loss, four) = results
+    np.testing.assert_allclose(one_loss, four_loss, rtol=1e-4)
+    for a, b in zip(one, four, strict=True):
+        # Adam divides by the gradient's size: where that is noise, the update may differ.
+        np.testing.assert_allclose(a, b, atol=2e-3)
+        assert np.mean(np.abs(a - b)) < 1e-4
+
+
+def test_overfitting_one_batch_reaches_map_1(config):
+    """The first thing to try when a detector learns nothing."""
+    config.augment.update({"flip": 0.0, "scale": 0.0, "shift": 0.0, "rotate": 0.0})
+    config.augment.update({"brightness": 0.0, "contrast": 0.0, "gamma": 0.0})
+    config.train.update({"steps": 150, "average_decay": 0.9, "learning_rate": 2e-3})
+    batch = loader(config)[0]
+    step, state, mesh = setup(config, 1)
+    for _ in range(config.train.steps):
+        state, metrics = step(state, parallel.shard_batch(batch, mesh))
+    assert metrics["loss"] < 0.2
+
+    dataset, _ = data.train_and_eval(config)
+    images = data.decode_all(dataset, "train")
+    chosen = [
+        int(np.flatnonzero((images == image).all(axis=(1, 2)))[0]) for image in batch["images"]
+    ]
+    evaluator = evaluate.Evaluator(config, dataset.take(np.array(chosen)), mesh)
+    scores = evaluator.score(state.weights())
+    assert scores["mAP@0.4"] == 1.0
+    assert scores["AP"]["No finding"] == 1.0
+    assert sum(ap is not None for ap in scores["AP"].values()) == 4
+
+
+def lines_of(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(config, tmp_path, monkeypatch):
+    """Stopped after step 3, one past its last checkpoint: 3 and 4 are done, and logged, again."""
+    config.train.batch_size = 4
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train.train(config, whole)
+
+    def break_off(batches, first, num_workers):
+        yield from (batches[step] for step in range(3))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "read_ahead", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, parts)
+    assert [line["step"] for line in lines_of(parts)] == [1, 2, 2, 3]
+    train.train(config, parts)
+
+    mesh = parallel.make_mesh()
+    expected, _ = evaluate.load_weights(config, whole, "latest", mesh)
+    got, step = evaluate.load_weights(config, parts, "latest", mesh)
+    assert step == 4
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert lines_of(parts) == lines_of(whole)
+
+
+def test_newest_and_best_are_kept(tmp_path):
+    """Scores rise and fall: the best is neither the first nor the last."""
+    with checkpoint.open_manager(tmp_path) as manager:
+        for step, score in ((1, 0.1), (2, 0.5), (3, 0.2), (4, 0.3)):
+            checkpoint.save(manager, step, score, weights={"x": np.full(3, step)})
+    with checkpoint.open_manager(tmp_path, read_only=True) as manager:
+        assert sorted(manager.all_steps()) == [2, 4]
+        assert checkpoint.find_step(manager, "best") == 2
+        assert checkpoint.find_step(manager, "latest") == 4
+        assert checkpoint.find_step(manager, "2") == 2
+        for which in ("3", "newest"):
+            with pytest.raises(InputError, match=f"--checkpoint={which}.* 2, 4"):
+                checkpoint.find_step(manager, which)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    config.train.update({"learning_rate": 1e30, "optimizer": "sgd", "clip_norm": 1e30})
+    with pytest.raises(InputError, match="learning_rate"):
+        train.train(config, tmp_path)
+
+
+def test_weights_of_another_model_do_not_fit(config, tmp_path):
+    config.train.steps = 1
+    train.train(config, tmp_path)
+    config.model.head_channels = 16
+    with pytest.raises(InputError, match="does not fit"):
+        evaluate.load_weights(config, tmp_path, "latest", parallel.make_mesh())
