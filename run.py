@@ -5,6 +5,7 @@ python run.py --config=configs/phantom.py --workdir=runs/phantom
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -38,17 +39,15 @@ def path(name: str, required: bool = False) -> Path | None:
     return None
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str]) -> None:
     """Read the flags; what does not fit is one line and exit code 2."""
     if {"-h", "-help", "--help"} & set(argv):
         app.usage(writeto_stdout=True, exitcode=0)
     try:
         rest = FLAGS(argv)
-        if rest[1:]:
-            raise InputError(f"{rest[1]}: not a flag")
-        return rest
+        list(FLAGS.config or ())  # a file that cannot be loaded says so only now
     except AttributeError as error:  # ml_collections: an override of a field that is not there
-        field = str(error).strip("\"'")
+        field = re.search(r"\w+", str(error))[0]
         unknown = [word for word in argv if word.startswith("--config.") and field in word]
         raise InputError(f"{' '.join(unknown) or field}: no such config field") from error
     except (flags.Error, OSError, ImportError, SyntaxError, TypeError) as error:
@@ -56,6 +55,8 @@ def parse(argv: list[str]) -> list[str]:
         # A config that raises comes as a whole traceback: its last line says why.
         one_line = f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
         raise InputError(one_line) from error
+    if rest[1:]:
+        raise InputError(f"{rest[1]}: not a flag")
 
 
 def main() -> None:

@@ -1,0 +1,206 @@
+"""The command line as its users and their scripts meet it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--config=configs/phantom.py", "--config.data.name=tfds_vinbig/256",
+    "--config.data.image_size=64", "--config.data.max_boxes=4", "--config.model.width=8",
+    "--config.model.fpn_channels=16", "--config.model.head_channels=16",
+    "--config.model.head_depth=1", "--config.model.levels=(4,5)", "--config.train.batch_size=4",
+    "--config.train.steps=3", "--config.train.warmup_steps=1", "--config.train.evaluate_every=2",
+    "--config.train.log_every=1", "--config.evaluation.batch_size=4",
+    "--config.inference.score_threshold=0.0",
+]  # fmt: skip
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "run.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    """A workdir after --mode=train, and what was printed."""
+    workdir = tmp_path_factory.mktemp("run")
+    done = run(*TINY, f"--config.data.dir={data_dir}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_train_leaves_every_file_of_the_contract(trained):
+    workdir, done = trained
+    assert {path.name for path in workdir.iterdir()} >= {
+        "checkpoints", "config.json", "metrics.jsonl", "evaluation.json", "submission.csv",
+    }  # fmt: skip
+    scores = json.loads((workdir / "evaluation.json").read_text())
+    assert list(scores) == [
+        "mAP@0.4", "mAP14@0.4", "AP", "mAP@0.5", "mAP@0.75", "num_images", "ground_truth",
+    ]  # fmt: skip
+    assert len(scores["AP"]) == 15 and scores["AP"]["Atelectasis"] is None
+    assert scores["ground_truth"] == "wbf@0.4"
+    assert "anchors reach" in done.stdout and "mAP@0.4" in done.stdout
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 8
+    assert list((workdir / "tensorboard").glob("events*"))
+
+
+def test_submission_has_every_test_image_in_the_order_of_the_sample(trained, kaggle_folder):
+    got = pd.read_csv(trained[0] / "submission.csv")
+    assert (
+        got.image_id.tolist()
+        == pd.read_csv(kaggle_folder / "sample_submission.csv").image_id.tolist()
+    )
+    for string in got.PredictionString:
+        boxes = np.array(string.split(), float).reshape(-1, 6)
+        assert (boxes[:, 0] == 14).sum() == 1 and len(boxes) > 1
+        findings = boxes[boxes[:, 0] != 14]
+        assert boxes[boxes[:, 0] == 14, 1] == pytest.approx(1 - findings[:, 1].max(), abs=1e-5)
+        assert findings[:, 4].max() <= 384 and findings[:, 5].max() <= 512
+        assert findings[:, 4].max() > 256  # original pixels, not the picture's
+
+
+def test_evaluate_again_gives_the_same_and_ground_truth_can_be_raw(trained, data_dir):
+    workdir, _ = trained
+    before = json.loads((workdir / "evaluation.json").read_text())
+    common = [*TINY, f"--config.data.dir={data_dir}", f"--workdir={workdir}", "--mode=evaluate"]
+    assert run(*common, "--checkpoint=3").returncode == 0
+    assert json.loads((workdir / "evaluation.json").read_text()) == before
+    done = run(*common, "--checkpoint=best", "--ground_truth=raw")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((workdir / "evaluation.json").read_text())["ground_truth"] == "raw"
+    wrong = run(*common, "--checkpoint=77")
+    assert wrong.returncode == 2 and "--checkpoint=77" in wrong.stderr
+
+
+def test_predict_on_a_folder_with_and_without_sizes(trained, data_dir, kaggle_folder, tmp_path):
+    """The test split's own pictures, resized ones of known size: the same boxes."""
+    workdir, _ = trained
+    common = [*TINY, f"--config.data.dir={data_dir}", f"--workdir={workdir}", "--mode=predict"]
+    images = f"--images={kaggle_folder}/test"
+    done = run(
+        *common, images, f"--meta={kaggle_folder}/test_meta.csv", f"--output={tmp_path}/meta.csv"
+    )
+    assert done.returncode == 0, done.stderr
+    split = pd.read_csv(workdir / "submission.csv").set_index("image_id").PredictionString
+    meta = pd.read_csv(tmp_path / "meta.csv").set_index("image_id").PredictionString
+    assert meta.index.tolist() == [f"test{i:02}" for i in range(6)]
+    assert meta.to_dict() == split.to_dict()
+
+    done = run(*common, f"--images={kaggle_folder}/test/test01.png", f"--output={tmp_path}/own.csv")
+    assert done.returncode == 0, done.stderr
+    own = np.array(pd.read_csv(tmp_path / "own.csv").PredictionString[0].split(), float)
+    own, same = own.reshape(-1, 6)[:-1], np.array(meta["test01"].split(), float).reshape(-1, 6)[:-1]
+    np.testing.assert_allclose(own[:, 2:] * [1.5, 2, 1.5, 2], same[:, 2:], atol=0.02)
+
+
+def test_predict_names_what_is_wrong(trained, data_dir, kaggle_folder, tmp_path):
+    workdir, _ = trained
+    common = [*TINY, f"--config.data.dir={data_dir}", f"--workdir={workdir}", "--mode=predict"]
+    (tmp_path / "broken.png").write_bytes((kaggle_folder / "test/test01.png").read_bytes()[:3000])
+    meta = f"--meta={kaggle_folder}/train_meta.csv"
+    for arguments, named in (
+        ([f"--images={tmp_path}"], "broken.png"),
+        (["--images=/nowhere"], "/nowhere"),
+        ([f"--images={kaggle_folder}/test", meta], "test00"),
+    ):
+        output = tmp_path / "out.csv"
+        done = run(*common, *arguments, f"--output={output}")
+        assert done.returncode == 2 and named in done.stderr.splitlines()[-1]
+        assert not output.exists()
+
+
+def test_score_counts_by_the_rule(tmp_path):
+    """Two images, worked by hand: one normal, one with two nodules and a wide heart."""
+    (tmp_path / "train.csv").write_text(
+        "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
+        "a,Nodule/Mass,8,R1,0,0,10,10\n"
+        "a,Nodule/Mass,8,R1,50,50,60,60\n"
+        "a,Cardiomegaly,3,R2,0,0,100,40\n"
+        "b,No finding,14,R1,,,,\n"
+        "b,No finding,14,R2,,,,\n"
+    )
+    (tmp_path / "s.csv").write_text(
+        "image_id,PredictionString\n"
+        "a,8 0.9 0 0 10 9 8 0.8 0 0 10 10 8 0.7 50 50 60 60 14 0.2 0 0 1 1 3 0.5 0 0 100 16\n"
+        "b,14 0.9 0 0 1 1 8 0.75 5 5 9 9\n"
+    )
+    done = run(
+        "--mode=score", f"--annotations={tmp_path}/train.csv", f"--submission={tmp_path}/s.csv"
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    # Nodules by score: hit, the same again, false, hit. Precision 1 at recall 1/2, then 2/4.
+    assert scores["AP"]["Nodule/Mass"] == pytest.approx(0.5 * 1 + 0.5 * 0.5)
+    assert scores["AP"]["Cardiomegaly"] == 0.0  # IoU is 0.4 and must be above
+    assert scores["AP"]["No finding"] == 1.0  # twice said, once counted
+    assert scores["mAP@0.4"] == pytest.approx((0.75 + 0 + 1) / 3)
+    assert scores["mAP14@0.4"] == pytest.approx(0.75 / 2)
+    assert scores["num_images"] == 2 and scores["ground_truth"] == "raw"
+
+
+def test_score_of_a_split_of_the_truth(tmp_path):
+    """With a column `split`, the splits that the submission is about."""
+    (tmp_path / "truth.csv").write_text(
+        "image_id,split,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
+        "a,train,Cardiomegaly,3,truth,0,0,100,40\n"
+        "b,test,Cardiomegaly,3,truth,0,0,100,40\n"
+        "c,test,Cardiomegaly,3,truth,0,0,100,40\n"
+    )
+    (tmp_path / "s.csv").write_text("image_id,PredictionString\nb,3 1 0 0 100 40\n")
+    done = run(
+        "--mode=score", f"--annotations={tmp_path}/truth.csv", f"--submission={tmp_path}/s.csv"
+    )
+    scores = json.loads(done.stdout)
+    assert scores["num_images"] == 2 and scores["mAP@0.4"] == 0.5
+    assert "1 annotated images are not in the submission" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments,named",
+    [
+        (["--mode=dance"], "--mode=dance"),
+        (["--nope=1"], "nope"),
+        (["--config=configs/none.py", "--workdir=w"], "configs/none.py"),
+        (["--workdir=w"], "--config"),
+        (["--config=configs/phantom.py"], "--workdir"),
+        (["--config=configs/retina.py:99", "--workdir=w"], "99"),
+        (["--config=configs/phantom.py", "--config.data.fold=x", "--workdir=w"], "data.fold"),
+        (["--config=configs/phantom.py", "--config.data.flod=1", "--workdir=w"], "data.flod"),
+        (["--config=configs/phantom.py", "--config.train.steps=0", "--workdir=w"], "train.steps"),
+        (["--config=configs/phantom.py", "--config.model.depth=20", "--workdir=w"], "model.depth"),
+        (["--mode=score", "--submission=s.csv"], "--annotations"),
+        (["--mode=score", "--annotations=none.csv", "--submission=s.csv"], "none.csv"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, named, tmp_path, data_dir):
+    arguments = [a.replace("=w", f"={tmp_path}/w") for a in arguments]
+    if "--config=configs/phantom.py" in arguments:
+        arguments += [f"--config.data.dir={data_dir}", "--config.data.name=tfds_vinbig/256"]
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and named in done.stderr, done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_config_of_ones_own_with_a_misspelt_field(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from configs import retina\n"
+        "def get_config():\n"
+        "    config = retina.get_config()\n"
+        "    config.train.unlock(); config.train.learnig_rate = 1.0\n"
+        "    return config\n"
+    )
+    done = run(f"--config={own}", f"--workdir={tmp_path}/w")
+    assert done.returncode == 2 and "config.train.learnig_rate" in done.stderr
