@@ -40,6 +40,13 @@ def ground_truth(
     )
 
 
+def truth_of(dataset: data.Dataset, method: str) -> Boxes:
+    """The ground truth of a split in original pixels, see `ground_truth`."""
+    rows = dataset.annotations
+    boxes = submission.to_original(rows.boxes, dataset.sizes[rows.image], dataset.image_size)
+    return ground_truth(method, rows.image, rows.classes, rows.reader, boxes)
+
+
 def summarize(
     detections: Boxes, truth: Boxes, iou_thresholds: tuple[float, ...], num_images: int, method: str
 ) -> dict:
@@ -92,14 +99,7 @@ class Evaluator:
 
     def __init__(self, config: ConfigDict, dataset: data.Dataset, mesh):
         self.config, self.dataset, self.mesh = config, dataset, mesh
-        rows = dataset.annotations
-        self.truth = ground_truth(
-            config.evaluation.ground_truth,
-            rows.image,
-            rows.classes,
-            rows.reader,
-            submission.to_original(rows.boxes, dataset.sizes[rows.image], dataset.image_size),
-        )
+        self.truth = truth_of(dataset, config.evaluation.ground_truth)
         self.images = data.decode_all(dataset, "evaluate")
         self.detect = inference.make_detect(
             detector.graphdef(config),
