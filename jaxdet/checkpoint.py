@@ -14,8 +14,8 @@ from jaxdet import InputError
 METRIC = "mAP@0.4"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file by renaming a finished one, so that no half file ever has the name.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file by renaming a finished one, so that no half file ever has the name.
 
     Raises:
         InputError: if the place cannot be written to.
@@ -23,7 +23,7 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error

@@ -253,15 +253,15 @@ class Targets:
 
 
 def make_targets(dataset: Dataset, method: str, max_boxes: int) -> Targets:
-    """Fuse the readers' boxes (see `fusion.parse`: "none", "wbf@0.4", "nms@0.5") and pad them.
+    """Fuse the readers' boxes (`method` as in `fusion.fuse`) and pad them.
 
     Raises:
         InputError: if an image has more than `max_boxes` boxes: none is silently cut.
     """
     rows = dataset.annotations
     found = rows.classes != NO_FINDING
-    fused = fusion.fuse_as(
-        method, rows.image[found], rows.boxes[found], rows.classes[found], rows.reader[found]
+    fused = fusion.fuse(
+        method, rows.image[found], rows.classes[found], rows.reader[found], rows.boxes[found]
     )
     counts = np.bincount(fused.image, minlength=len(dataset))
     if counts.max(initial=0) > max_boxes:

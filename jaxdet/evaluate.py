@@ -1,5 +1,6 @@
 """Scores: detections, from a checkpoint or from a file, against what the readers drew."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,17 @@ import pandas as pd
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from jaxdet import InputError, checkpoint, data, fusion, inference, metrics, parallel, submission
+from jaxdet import (
+    InputError,
+    checkpoint,
+    data,
+    fusion,
+    inference,
+    metrics,
+    parallel,
+    report,
+    submission,
+)
 from jaxdet.metrics import Boxes
 from jaxdet.models import detector
 from tfds_vinbig import kaggle
@@ -30,7 +41,7 @@ def ground_truth(
     "No finding" counts once an image, with the box (0, 0, 1, 1).
     """
     found = classes != NO_FINDING
-    fused = fusion.fuse_as(method, image[found], boxes[found], classes[found], reader[found])
+    fused = fusion.fuse(method, image[found], classes[found], reader[found], boxes[found])
     normal = np.unique(image[~found])
     return Boxes(
         image=np.concatenate([fused.image, normal]),
@@ -124,6 +135,19 @@ class Evaluator:
             self.config.evaluation.ground_truth,
         )
 
+    def picture(self, num_images: int = 8) -> bytes:
+        """A PNG of the first images with findings: the readers' fused boxes and the detections."""
+        found = self.dataset.annotations.classes != NO_FINDING
+        chosen = np.unique(self.dataset.annotations.image[found])[:num_images]
+        chosen = chosen if len(chosen) else np.arange(min(num_images, len(self.dataset)))
+        data_config = self.config.data
+        part = self.dataset.take(chosen)
+        targets = data.make_targets(part, data_config.fusion, data_config.max_boxes)
+        detections = inference.Detections(*(x[chosen] for x in self.detections))
+        buffer = io.BytesIO()
+        report.compare(self.images[chosen], targets, detections).save(buffer, "png")
+        return buffer.getvalue()
+
 
 def load_weights(config: ConfigDict, workdir: Path, which: str, mesh) -> tuple[dict, int]:
     """The weights of a checkpoint ("latest", "best" or a step), and its step."""
@@ -136,7 +160,10 @@ def load_weights(config: ConfigDict, workdir: Path, which: str, mesh) -> tuple[d
 
 
 def evaluate(config: ConfigDict, workdir: Path, which: str = "latest") -> dict:
-    """Score a checkpoint on the evaluation split: a table on the console, `evaluation.json`."""
+    """Score a checkpoint on the evaluation split.
+
+    Prints a table; writes `evaluation.json`, and `detections.png` with some of the images.
+    """
     mesh = parallel.make_mesh()
     weights, step = load_weights(config, workdir, which, mesh)
     _, eval_set = data.train_and_eval(config)
@@ -145,6 +172,7 @@ def evaluate(config: ConfigDict, workdir: Path, which: str = "latest") -> dict:
     print(f"checkpoint {step} in {workdir}")
     print(format_table(scores, evaluator.truth))
     checkpoint.write_atomically(workdir / "evaluation.json", json.dumps(scores, indent=2) + "\n")
+    checkpoint.write_atomically(workdir / "detections.png", evaluator.picture())
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Readers' boxes to one list."""
+"""The readers' boxes of an image fused into one list, for all images at once."""
 
 from typing import NamedTuple
 
@@ -9,65 +9,108 @@ from jaxdet import InputError
 
 
 class Fused(NamedTuple):
-    """Fused boxes as a flat table, ordered by image."""
+    """Fused boxes as a flat table, by image, class and descending score."""
 
     image: Int[np.ndarray, "m"]
-    boxes: Float[np.ndarray, "m 4"]
     classes: Int[np.ndarray, "m"]
+    boxes: Float[np.ndarray, "m 4"]
     scores: Float[np.ndarray, "m"]
 
 
-def parse(text: str) -> tuple[str, float]:
-    method, _, threshold = text.partition("@")
-    if text in ("none", "raw"):
+def parse(method: str) -> tuple[str, float]:
+    """("wbf", 0.4) of "wbf@0.4"; "raw" is another word for "none".
+
+    Raises:
+        InputError: for an unknown method, or an IoU that is not in [0, 1).
+    """
+    if method in ("none", "raw"):
         return "none", 0.0
+    name, _, threshold = method.partition("@")
     try:
-        value = float(threshold)
+        iou_threshold = float(threshold)
     except ValueError:
-        value = -1.0
-    if method not in ("nms", "wbf") or not 0 <= value < 1:
-        raise InputError(f"fusion {text!r}: not one of raw, none, nms@IOU, wbf@IOU (0 <= IOU < 1)")
-    return method, value
+        iou_threshold = -1.0
+    if name not in ("nms", "wbf") or not 0 <= iou_threshold < 1:
+        raise InputError(f"fusion {method!r}: not raw, none, nms@IOU or wbf@IOU with 0 <= IOU < 1")
+    return name, iou_threshold
 
 
 def _iou(a, b):
     size = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0)
     intersection = size.prod(axis=-1)
     area_a, area_b = ((x[..., 2:] - x[..., :2]).prod(axis=-1) for x in (a, b))
-    return intersection / np.maximum(area_a + area_b - intersection, 1e-12)
+    union = area_a + area_b - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
-def fuse_as(text, image, boxes, classes, reader, num_readers=3) -> Fused:
-    method, threshold = parse(text)
-    order = np.lexsort((classes, image))
-    image, boxes, classes = image[order], boxes[order].astype(np.float64), classes[order]
+def fuse(
+    method: str,
+    image: Int[np.ndarray, "n"],
+    classes: Int[np.ndarray, "n"],
+    readers: np.ndarray,
+    boxes: Float[np.ndarray, "n 4"],
+    num_readers: int = 3,
+) -> Fused:
+    """Fuse boxes of one image and class that overlap.
+
+    "none" keeps every box. "nms@T" drops a box that overlaps an earlier kept one by an IoU above T.
+    "wbf@T" is weighted boxes fusion (Solovyev et al. 2021) of boxes of equal weight: a box joins
+    the cluster whose mean it overlaps most, if by an IoU above T, or opens one; what comes out are
+    the means, scored by the share of readers, min(boxes, readers) / readers.
+
+    The boxes of an image being equal in score, their order decides: the reader who comes last in
+    the table goes first, and with each reader the last row. It is that of the package
+    ensemble-boxes, given a list a reader in the order of the table.
+
+    Args:
+        method: see `parse`.
+        image, classes, readers, boxes: a row for each box; readers are names or numbers, boxes in
+            any unit.
+        num_readers: readers of an image.
+    """
+    method, iou_threshold = parse(method)
+    rows = np.arange(len(image))
+    if method != "none":
+        # First row of each reader in each image.
+        names = np.unique(readers, return_inverse=True)[1]
+        pair = image * (names.max(initial=0) + 1) + names
+        _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
+        rows = np.lexsort((-rows, -first[inverse], classes, image))
+    else:
+        rows = np.lexsort((classes, image))
+    image, classes, boxes = image[rows], classes[rows], boxes[rows].astype(np.float64)
     if method == "none" or not len(image):
-        return Fused(image, boxes, classes, np.ones(len(image)))
-    new = np.r_[True, (image[1:] != image[:-1]) | (classes[1:] != classes[:-1])]
-    start = np.flatnonzero(new)
-    size = np.diff(np.r_[start, len(image)])
-    by_size = np.argsort(-size, kind="stable")
-    start, size = start[by_size], size[by_size]
-    total = np.zeros((len(start), size[0], 4))
-    count = np.zeros((len(start), size[0]))
-    for k in range(size[0]):
-        active = np.searchsorted(-size, -k)  # groups with more than k boxes
-        box = boxes[start[:active] + k]
-        clusters = total[:active, : k + 1] / np.maximum(count[:active, : k + 1, None], 1)
-        iou = np.where(count[:active, : k + 1] > 0, _iou(clusters, box[:, None]), -1)
-        best = iou.argmax(axis=1)
-        joins = iou[np.arange(active), best] > threshold
-        slot = np.where(joins, best, (count[:active] > 0).sum(axis=1))
-        group = np.arange(active)
-        if method == "nms":
+        return Fused(image, classes, boxes, np.ones(len(image)))
+
+    # Groups of one image and class, the largest first; step k takes the k-th box of every group.
+    starts = np.flatnonzero(np.r_[True, (np.diff(image) != 0) | (np.diff(classes) != 0)])
+    sizes = np.diff(np.r_[starts, len(image)])
+    largest_first = np.argsort(-sizes, kind="stable")
+    starts, sizes = starts[largest_first], sizes[largest_first]
+    total = np.zeros((len(starts), sizes[0], 4))  # sum of the boxes of each cluster
+    count = np.zeros((len(starts), sizes[0]), np.int64)
+    for k in range(sizes[0]):
+        group = np.arange(np.searchsorted(-sizes, -k))  # those with more than k boxes
+        box = boxes[starts[group] + k]
+        clusters = total[group, : k + 1] / np.maximum(count[group, : k + 1, None], 1)
+        overlap = np.where(count[group, : k + 1] > 0, _iou(clusters, box[:, None]), -1)
+        best = overlap.argmax(axis=1)
+        joins = overlap[group, best] > iou_threshold
+        slot = np.where(joins, best, (count[group] > 0).sum(axis=1))
+        if method == "nms":  # the cluster is its first box
             group, slot, box = group[~joins], slot[~joins], box[~joins]
         total[group, slot] += box
         count[group, slot] += 1
+
     group, slot = np.nonzero(count)
-    n = count[group, slot]
-    scores = np.ones(len(n)) if method == "nms" else np.minimum(n, num_readers) / num_readers
+    members = count[group, slot]
     fused = Fused(
-        image[start[group]], total[group, slot] / n[:, None], classes[start[group]], scores
+        image=image[starts[group]],
+        classes=classes[starts[group]],
+        boxes=total[group, slot] / members[:, None],
+        scores=np.minimum(members, num_readers) / num_readers
+        if method == "wbf"
+        else np.ones(len(group)),
     )
     order = np.lexsort((-fused.scores, fused.classes, fused.image))
-    return Fused(*(x[order] for x in fused))
+    return Fused(*(column[order] for column in fused))

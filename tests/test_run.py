@@ -40,6 +40,7 @@ def test_train_leaves_every_file_of_the_contract(trained):
     workdir, done = trained
     assert {path.name for path in workdir.iterdir()} >= {
         "checkpoints", "config.json", "metrics.jsonl", "evaluation.json", "submission.csv",
+        "detections.png",
     }  # fmt: skip
     scores = json.loads((workdir / "evaluation.json").read_text())
     assert list(scores) == [
