@@ -178,7 +178,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     rows = parallel.local_rows(batch_size)
     train_set, eval_set = data.train_and_eval(config)
     targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
-    print(f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on")
+    print(
+        f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on; "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    )
     print_anchor_coverage(config, targets)
 
     # Model and optimiser, on every device.

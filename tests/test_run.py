@@ -1,6 +1,7 @@
 """The command line as its users and their scripts meet it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,36 @@ def test_train_leaves_every_file_of_the_contract(trained):
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 8
     assert list((workdir / "tensorboard").glob("events*"))
+
+
+def test_two_processes_train_as_one(trained, data_dir, tmp_path):
+    """As Slurm starts them: each loads half of every batch; together they write one run."""
+    processes = []
+    for i in range(2):
+        environment = {
+            "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_NTASKS": "2", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
+            "SLURM_STEP_NUM_NODES": "1", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        }  # fmt: skip
+        command = [sys.executable, "run.py", *TINY, f"--config.data.dir={data_dir}"]
+        command += [f"--workdir={tmp_path}", "--distributed"]
+        processes.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE, text=True
+            )
+        )
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    one, two = (
+        [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+        for workdir in (trained[0], tmp_path)
+    )
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for a, b in zip(one, two, strict=True):
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+    assert (tmp_path / "evaluation.json").exists() and (tmp_path / "submission.csv").exists()
 
 
 def test_submission_has_every_test_image_in_the_order_of_the_sample(trained, kaggle_folder):
