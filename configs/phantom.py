@@ -15,9 +15,10 @@ def get_config() -> ConfigDict:
     config.data.image_size = 128
     config.model.depth = 18
     config.model.width = 32
-    config.model.fpn_channels = 64
-    config.model.head_channels = 64
-    config.model.head_depth = 2
+    config.model.fpn_channels = 48
+    config.model.head_channels = 48
+    config.model.head_depth = 1
+    config.model.anchor_scales = (2.0, 2.83)
     config.model.dtype = "float32"  # bfloat16 does not help a CPU
     config.train.steps = 1_600
     config.train.batch_size = 16

@@ -64,8 +64,8 @@ def get_config(size: str = "256") -> ConfigDict:
     loss.box_weight = 1.0
 
     train = config.train = ConfigDict()
-    train.steps = 15_000  # 20 epochs of the 12,000 images of four folds
-    train.batch_size = 16  # over all devices
+    train.batch_size = 8 if size == "1024" else 16  # over all devices
+    train.steps = 240_000 // train.batch_size  # 20 epochs of the 12,000 images of four folds
     train.optimizer = "adamw"  # or "sgd"
     train.learning_rate = 2e-4
     train.momentum = 0.9  # of sgd
@@ -74,7 +74,7 @@ def get_config(size: str = "256") -> ConfigDict:
     train.clip_norm = 5.0  # of the gradient
     train.average_decay = 0.999  # of the parameter average, per step
     train.log_every = 50  # steps
-    train.evaluate_every = 1_500  # steps; also of checkpoints
+    train.evaluate_every = train.steps // 10  # also of checkpoints
 
     inference = config.inference = ConfigDict()
     inference.score_threshold = 0.01  # mAP never punishes a tail

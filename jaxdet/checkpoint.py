@@ -35,6 +35,9 @@ def open_manager(workdir: Path, read_only: bool = False) -> ocp.CheckpointManage
     """The checkpoints of a run, in `workdir`/checkpoints.
 
     Use it as a context manager: saving goes on in the background, and leaving waits for it.
+
+    Raises:
+        InputError: if there are none to read, or nothing can be written there.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each step of a save
     directory = workdir.absolute() / "checkpoints"
@@ -44,6 +47,10 @@ def open_manager(workdir: Path, read_only: bool = False) -> ocp.CheckpointManage
         return ocp.CheckpointManager(
             directory, options=ocp.CheckpointManagerOptions(read_only=True)
         )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir: cannot write {directory}: {error.strerror}") from error
     keep = checkpoint_managers.AnyPreservationPolicy(
         [
             checkpoint_managers.LatestN(1),
