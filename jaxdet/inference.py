@@ -1,16 +1,16 @@
 """Images in, detections out: one jitted step with fixed shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxdet import boxes as box_ops
-from jaxdet import data, parallel
+from jaxdet import parallel
 from jaxdet.augment import normalize
 from jaxdet.nms import nms_mask
 
@@ -89,12 +89,26 @@ def make_detect(
     return jax.jit(detect, out_shardings=parallel.replicated(mesh))
 
 
+def image_batches(
+    images, batch_size: int, rows: slice
+) -> Iterator[tuple[UInt8[np.ndarray, "batch height width"], int]]:
+    """Consecutive images in batches of one size, with the number of real ones in each.
+
+    The last batch is filled up with black. `images` has a length and gives image i by `images[i]`.
+    """
+    for start in range(0, len(images), batch_size):
+        real = min(batch_size, len(images) - start)
+        batch = np.stack([images[i] for i in range(start, start + real)])
+        padding = ((0, batch_size - real), (0, 0), (0, 0))
+        yield np.pad(batch, padding)[rows], real
+
+
 def detect_all(
     detect: Callable, weights, images, batch_size: int, mesh: jax.sharding.Mesh
 ) -> Detections:
     """Detections of all images, on the host. `images[i]` is image i at the model's size."""
     parts = []
-    for batch, real in data.image_batches(images, batch_size, parallel.local_rows(batch_size)):
+    for batch, real in image_batches(images, batch_size, parallel.local_rows(batch_size)):
         found = detect(weights, parallel.shard_batch({"images": batch}, mesh)["images"])
         parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], found))
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)

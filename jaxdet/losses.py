@@ -15,12 +15,10 @@ def sigmoid_focal(
 ) -> Float[Array, "*n"]:
     """Focal loss of each logit (Lin et al. 2017, eq. 5). Targets in [0, 1].
 
-    The cross-entropy is taken in log space, so that confident logits stay finite.
+    The cross-entropy is taken from the logits, so that confident ones stay finite.
     """
     probability = jax.nn.sigmoid(logits)
-    cross_entropy = -(
-        targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits)
-    )
+    cross_entropy = jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     p_t = probability * targets + (1 - probability) * (1 - targets)
     alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
     return alpha_t * (1 - p_t) ** gamma * cross_entropy

@@ -23,12 +23,15 @@ def match_anchors(
     however low (torchvision's "low-quality matches"; such an anchor keeps the box that *it*
     overlaps most). `mask` is False for padding. Without boxes everything is background.
     """
-    iou = jnp.where(mask, box_ops.iou(anchors, boxes), 0)
-    best_box, best = iou.argmax(axis=1), iou.max(axis=1)
+    iou = jnp.where(mask[:, None], box_ops.iou(boxes, anchors), 0)
+    best = iou.max(axis=0)
+    # The first of the best, as argmax has it; a plain minimum is half again as fast on a CPU.
+    index = jnp.arange(len(boxes))[:, None]
+    best_box = jnp.where(iou == best, index, len(boxes)).min(axis=0)
     match = jnp.where(
         best >= foreground_iou, best_box, jnp.where(best < background_iou, BACKGROUND, IGNORED)
     )
     # The best IoU must be above 0, or a box that no anchor touches would claim all of them.
-    best_of_box = iou.max(axis=0)
-    ties = ((iou == best_of_box) & (best_of_box > 0)).any(axis=1)
+    best_of_box = iou.max(axis=1, keepdims=True)
+    ties = ((iou == best_of_box) & (best_of_box > 0)).any(axis=0)
     return jnp.where(ties, best_box, match)

@@ -29,7 +29,7 @@ def read_pictures(path: Path, meta: Path | None, image_size: int):
         raise InputError(f"--images={path}: no PNG or JPEG file in it")
     known = kaggle.read_sizes(meta) if meta else None
     ids, sizes, images = [], [], []
-    for file in tqdm(files, "read", unit="image"):
+    for file in tqdm(files, "read", unit="image", disable=None):
         image = kaggle.read_image(file)
         if known is not None and file.stem not in known:
             raise InputError(f"--meta={meta}: no line for image_id {file.stem}")

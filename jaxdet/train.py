@@ -233,9 +233,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         for step in range(first + 1, config.train.steps + 1):
             state, metrics = step_fn(state, parallel.shard_batch(next(stream), mesh))
             progress.update()
-            last = step == config.train.steps
+            evaluates = step % config.train.evaluate_every == 0 or step == config.train.steps
 
-            if step % config.train.log_every == 0 or last:
+            if step % config.train.log_every == 0 or evaluates:
                 values = {name: float(value) for name, value in metrics.items()}
                 if not math.isfinite(values["loss"]):
                     raise InputError(
@@ -247,7 +247,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 progress.set_postfix_str(f"loss={values['loss']:.3f}, {rate:.0f} images/s")
                 since, since_step = time.perf_counter(), step
 
-            if step % config.train.evaluate_every == 0 or last:
+            if evaluates:
                 scores = evaluator.score(state.weights())
                 flat = {k: v for k, v in scores.items() if isinstance(v, float)}
                 log(step, flat)

@@ -59,3 +59,10 @@ def test_nothing_above_the_threshold_is_nothing():
         jnp.full((n, 3), -9.0), jnp.zeros((n, 4)), PYRAMID, (32, 48), **OPTIONS
     )
     assert not got.mask.any() and got.boxes.shape == (12, 4)
+
+
+def test_image_batches_fill_up_the_last():
+    images = np.arange(1, 6, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    got = list(inference.image_batches(images, 2, slice(None)))
+    assert [real for _, real in got] == [2, 2, 1]
+    assert [batch[:, 0, 0].tolist() for batch, _ in got] == [[1, 2], [3, 4], [5, 0]]
