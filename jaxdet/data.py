@@ -97,6 +97,7 @@ def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """
     folder = Path(data_dir).expanduser() / name
     if name == "tfds_vinbig/phantom" and not folder.exists():
+        print(f"drawing the phantom for {folder}")
         build("phantom", data_dir)
     versions = sorted(folder.glob("*/dataset_info.json"))
     if not versions:

@@ -227,7 +227,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
         stream = data.read_ahead(batches, first, config.data.num_workers)
         evaluator = evaluate.Evaluator(config, eval_set, mesh)
         progress = tqdm(
-            total=config.train.steps, initial=first, unit="step", disable=not main_process
+            total=config.train.steps,
+            initial=first,
+            unit="step",
+            smoothing=0,  # steps are handed out ahead of their end, so only the average says when
+            disable=not main_process,
         )
         since, since_step = time.perf_counter(), first
         for step in range(first + 1, config.train.steps + 1):
