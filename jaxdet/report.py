@@ -30,7 +30,7 @@ def draw(
     pen = ImageDraw.Draw(picture)
     for i, (box, label) in enumerate(zip(boxes * zoom, classes, strict=True)):
         color = COLORS[label]
-        pen.rectangle(tuple(box), outline=color, width=1)
+        pen.rectangle(tuple(box), outline=color, width=max(1, zoom // 2))
         text = CLASS_NAMES[label] if scores is None else f"{CLASS_NAMES[label]} {scores[i]:.2f}"
         _, _, right, bottom = pen.textbbox((0, 0), text, font=FONT)
         x = min(max(box[0], 0), width * zoom - right)
@@ -39,11 +39,11 @@ def draw(
     return picture
 
 
-def grid(pictures: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
-    """Pictures of one size in rows."""
+def grid(pictures: Sequence[Image.Image], columns: int, gap: int) -> Image.Image:
+    """Pictures of one size in rows, `gap` pixels apart."""
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap))
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
     return sheet
@@ -52,24 +52,17 @@ def grid(pictures: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.I
 def compare(
     images: UInt8[np.ndarray, "n h w"], targets, detections, score_threshold: float = 0.3
 ) -> Image.Image:
-    """A row for each image: the readers' fused boxes on the left, the model's on the right.
+    """Two pairs in a row: the readers' fused boxes on the left, the model's on the right.
 
     `targets` is a `data.Targets`, `detections` an `inference.Detections`, both of these images and
     in their pixels.
     """
     zoom = max(1, round(384 / images.shape[1]))
-    pictures = []
+    pairs = []
     for i, image in enumerate(images):
         truth = targets.mask[i]
         shown = detections.mask[i] & (detections.scores[i] >= score_threshold)
-        pictures.append(draw(image, targets.boxes[i][truth], targets.classes[i][truth], zoom=zoom))
-        pictures.append(
-            draw(
-                image,
-                detections.boxes[i][shown],
-                detections.classes[i][shown],
-                detections.scores[i][shown],
-                zoom=zoom,
-            )
-        )
-    return grid(pictures, columns=4)
+        read = draw(image, targets.boxes[i][truth], targets.classes[i][truth], zoom=zoom)
+        found = draw(image, *(column[i][shown] for column in detections[:3]), zoom=zoom)
+        pairs.append(grid([read, found], columns=2, gap=2))
+    return grid(pairs, columns=2, gap=16)
