@@ -12,6 +12,8 @@ from orbax.checkpoint import checkpoint_managers
 from jaxdet import InputError
 
 METRIC = "mAP@0.4"
+# What inference needs, and what only training does.
+ITEMS = ("weights", "training")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -41,12 +43,12 @@ def open_manager(workdir: Path, read_only: bool = False) -> ocp.CheckpointManage
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each step of a save
     directory = workdir.absolute() / "checkpoints"
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
     if read_only:
         if not directory.is_dir():
             raise InputError(f"no checkpoints in {directory}: train first, or name a --workdir")
-        return ocp.CheckpointManager(
-            directory, options=ocp.CheckpointManagerOptions(read_only=True)
-        )
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -62,7 +64,7 @@ def open_manager(workdir: Path, read_only: bool = False) -> ocp.CheckpointManage
         preservation_policy=keep,
         cleanup_tmp_directories=True,  # of a run that was killed while it saved
     )
-    return ocp.CheckpointManager(directory, options=options)
+    return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
 def save(manager: ocp.CheckpointManager, step: int, score: float, **items: Any) -> None:
@@ -99,16 +101,26 @@ def restore(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> dict[
     Raises:
         InputError: if the checkpoint is of another model.
     """
+    saved = manager.item_metadata(step)
+    for name, tree in abstract.items():
+        mine, theirs = _shapes(tree), _shapes(saved[name].tree)
+        for path in sorted(mine.keys() | theirs.keys()):
+            if mine.get(path) != theirs.get(path):
+                raise InputError(
+                    f"checkpoint {step} in {manager.directory} does not fit config.model and "
+                    f"config.train: {path} is {theirs.get(path)} there and {mine.get(path)} here"
+                )
     args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
-    try:
-        restored = manager.restore(step, args=ocp.args.Composite(**args))
-    except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"checkpoint {step} in {manager.directory} does not fit config.model and config.train: "
-            f"{reason}"
-        ) from error
+    restored = manager.restore(step, args=ocp.args.Composite(**args))
     return {name: restored[name] for name in abstract}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
 def abstract_of(tree: Any, sharding: jax.sharding.Sharding) -> Any:

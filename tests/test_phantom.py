@@ -158,6 +158,8 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, error):
 def test_an_interrupted_pool_leaves_nothing(tmp_path):
     """Ctrl-C while worker processes draw."""
     code = (
+        # Also where the tests run in the background, which would ignore it.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"from tfds_vinbig import phantom; phantom.draw_folder({str(tmp_path / 'p')!r}, workers=2)"
     )
     root = Path(__file__).parents[1]
