@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxdet import InputError
+from jaxdet.metrics import iou
 
 
 class Fused(NamedTuple):
@@ -33,14 +34,6 @@ def parse(method: str) -> tuple[str, float]:
     if name not in ("nms", "wbf") or not 0 <= iou_threshold < 1:
         raise InputError(f"fusion {method!r}: not raw, none, nms@IOU or wbf@IOU with 0 <= IOU < 1")
     return name, iou_threshold
-
-
-def _iou(a, b):
-    size = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0)
-    intersection = size.prod(axis=-1)
-    area_a, area_b = ((x[..., 2:] - x[..., :2]).prod(axis=-1) for x in (a, b))
-    union = area_a + area_b - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def fuse(
@@ -93,7 +86,7 @@ def fuse(
         group = np.arange(np.searchsorted(-sizes, -k))  # those with more than k boxes
         box = boxes[starts[group] + k]
         clusters = total[group, : k + 1] / np.maximum(count[group, : k + 1, None], 1)
-        overlap = np.where(count[group, : k + 1] > 0, _iou(clusters, box[:, None]), -1)
+        overlap = np.where(count[group, : k + 1] > 0, iou(clusters, box[:, None]), -1)
         best = overlap.argmax(axis=1)
         joins = overlap[group, best] > iou_threshold
         slot = np.where(joins, best, (count[group] > 0).sum(axis=1))

@@ -16,12 +16,13 @@ class Boxes(NamedTuple):
     scores: Float[np.ndarray, "n"]
 
 
-def iou(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n"]:
-    """Intersection over union of box i of `a` with box i of `b`; 0 where both are empty."""
-    size = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0)
-    intersection = size.prod(axis=1)
-    union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - intersection
-    return np.divide(intersection, union, out=np.zeros(len(a)), where=union > 0)
+def iou(a: Float[np.ndarray, "*#n 4"], b: Float[np.ndarray, "*#n 4"]) -> Float[np.ndarray, "*n"]:
+    """Intersection over union, box by box (the two broadcast); 0 where both are empty."""
+    size = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0)
+    intersection = size.prod(axis=-1)
+    area_a, area_b = ((x[..., 2:] - x[..., :2]).prod(axis=-1) for x in (a, b))
+    union = area_a + area_b - intersection
+    return np.divide(intersection, union, out=np.zeros(union.shape), where=union > 0)
 
 
 def match(detections: Boxes, truth: Boxes) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:

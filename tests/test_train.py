@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import jax
@@ -5,7 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from configs import retina
 from jaxdet import InputError, checkpoint, data, evaluate, parallel, train
+from jaxdet.config import check
 from jaxdet.models import detector
 
 AXES = {"axis_names": ("data",), "axis_types": (jax.sharding.AxisType.Auto,)}
@@ -53,6 +56,40 @@ def test_four_devices_give_the_loss_and_the_parameters_of_one(config):
         # Adam divides by the gradient's size: where that is noise, the update may differ.
         np.testing.assert_allclose(a, b, atol=2e-3)
         assert np.mean(np.abs(a - b)) < 1e-4
+
+
+def test_bfloat16_computes_nearly_the_same_and_keeps_a_float32_state(config):
+    batch = loader(config)[0]
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        config.model.dtype = dtype
+        step, state, mesh = setup(config, 1)
+        state, metrics = step(state, parallel.shard_batch(batch, mesh))
+        losses[dtype] = float(metrics["loss"])
+        kinds = {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats))}
+        assert kinds == {jax.numpy.dtype("float32")}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["phantom", "retina:256", "retina:512", "retina:1024"])
+def test_shipped_configs_fit_together(name):
+    """Traced at full size, not computed: a batch goes in, the state comes out as it was."""
+    module, *size = name.split(":")
+    config = importlib.import_module(f"configs.{module}").get_config(*size)
+    check(config, retina.get_config())
+    optimizer = train.make_optimizer(config.train)
+    state = jax.eval_shape(lambda: train.init_state(config, optimizer))
+    rows, side, boxes = config.train.batch_size, config.data.image_size, config.data.max_boxes
+    shapes = {
+        "images": ((rows, side, side), "uint8"), "boxes": ((rows, boxes, 4), "float32"),
+        "classes": ((rows, boxes), "int32"), "mask": ((rows, boxes), "bool"),
+    }  # fmt: skip
+    batch = {key: jax.ShapeDtypeStruct(*value) for key, value in shapes.items()}
+    step = train.make_train_step(config, detector.graphdef(config), optimizer)
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
+    assert metrics["loss"].shape == () and metrics["loss"].dtype == "float32"
 
 
 def test_overfitting_one_batch_reaches_map_1(config):
