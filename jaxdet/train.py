@@ -21,6 +21,7 @@ from jaxdet.augment import augment, normalize
 from jaxdet.losses import retinanet_loss
 from jaxdet.matching import match_anchors
 from jaxdet.models import detector
+from tfds_vinbig.kaggle import CLASS_NAMES
 
 
 class TrainState(NamedTuple):
@@ -140,7 +141,7 @@ def print_anchor_coverage(config: ConfigDict, targets: data.Targets) -> None:
     worst = min(np.unique(classes), key=lambda c: reached[classes == c].mean())
     print(
         f"anchors reach {reached.mean():.1%} of {len(boxes)} training boxes at IoU 0.5; "
-        f"fewest of {evaluate.CLASS_NAMES[worst]}, {reached[classes == worst].mean():.1%}"
+        f"fewest of {CLASS_NAMES[worst]}, {reached[classes == worst].mean():.1%}"
     )
 
 
