@@ -39,6 +39,8 @@ def check(config: ConfigDict, known: ConfigDict) -> None:
         for name in fields:
             section, _, field = name.rpartition(".")
             value = (config[section] if section else config)[field]
+            if value == () and name != "evaluation.more_iou_thresholds":
+                raise InputError(f"config.{name}: empty")
             for x in value if isinstance(value, tuple) else (value,):
                 if x is not None and not fits(x):
                     raise InputError(f"config.{name}: {value} is not {wanted}")

@@ -1,5 +1,6 @@
 """Images in, a submission out."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +23,25 @@ def read_pictures(path: Path, meta: Path | None, image_size: int):
         InputError: for a missing or unreadable file, two of one name, or an id that `meta` lacks.
     """
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in kaggle.SUFFIXES)
+        # Hidden files are none of the user's: macOS leaves a ._NAME.png beside NAME.png.
+        files = sorted(
+            f
+            for f in path.iterdir()
+            if f.suffix.lower() in kaggle.SUFFIXES and not f.name.startswith(".")
+        )
     else:
         files = [path]
     if not files:
         raise InputError(f"--images={path}: no PNG or JPEG file in it")
+    (stem, times), *_ = Counter(file.stem for file in files).most_common(1)
+    if times > 1:
+        raise InputError(f"--images={path}: {times} files are named {stem}")
     known = kaggle.read_sizes(meta) if meta else None
     ids, sizes, images = [], [], []
     for file in tqdm(files, "read", unit="image", disable=None):
         image = kaggle.read_image(file)
         if known is not None and file.stem not in known:
             raise InputError(f"--meta={meta}: no line for image_id {file.stem}")
-        if file.stem in ids[-1:]:  # sorted, so that equal stems are neighbours
-            raise InputError(f"--images={path}: two files are named {file.stem}")
         ids.append(file.stem)
         sizes.append(image.shape if known is None else known[file.stem])
         picture = Image.fromarray(image)

@@ -99,6 +99,11 @@ def test_max_pool_equals_reduce_window(size):
     np.testing.assert_array_equal(resnet.max_pool_3x3_stride_2(x), expected)
 
 
+def test_group_norm_needs_channels_in_eights():
+    with pytest.raises(InputError, match=r"config\.model\.norm: .* 12"):
+        nnx.eval_shape(lambda: detector.create(tiny(norm="group", width=12), nnx.Rngs(0)))
+
+
 @pytest.mark.parametrize(
     "field,value",
     [("depth", 19), ("norm", "layer"), ("levels", (2, 4)), ("levels", (6, 7)), ("dtype", "int8")],

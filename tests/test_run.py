@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -140,7 +141,13 @@ def test_predict_names_what_is_wrong(trained, data_dir, kaggle_folder, tmp_path)
     common = [*TINY, f"--config.data.dir={data_dir}", f"--workdir={workdir}", "--mode=predict"]
     (tmp_path / "broken.png").write_bytes((kaggle_folder / "test/test01.png").read_bytes()[:3000])
     meta = f"--meta={kaggle_folder}/train_meta.csv"
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    for name in ("a.JPG", "a.k.png", "a.png"):  # in this order: the two are no neighbours
+        Image.new("L", (8, 8)).save(twice / name)
+    (twice / "._b.png").write_bytes(b"what macOS leaves")
     for arguments, named in (
+        ([f"--images={twice}"], "2 files are named a"),
         ([f"--images={tmp_path}"], "broken.png"),
         (["--images=/nowhere"], "/nowhere"),
         ([f"--images={kaggle_folder}/test", meta], "test00"),
@@ -210,6 +217,10 @@ def test_score_of_a_split_of_the_truth(tmp_path):
         (["--config=configs/phantom.py", "--config.data.flod=1", "--workdir=w"], "data.flod"),
         (["--config=configs/phantom.py", "--config.train.steps=0", "--workdir=w"], "train.steps"),
         (["--config=configs/phantom.py", "--config.model.depth=20", "--workdir=w"], "model.depth"),
+        (
+            ["--config=configs/phantom.py", "--config.model.anchor_scales=()", "--workdir=w"],
+            "config.model.anchor_scales",
+        ),
         (["--config=configs/phantom.py", "--workdir=/dev/null"], "/dev/null"),
         (["--config=configs/phantom.py", "--mode=evaluate", "--workdir=w"], "train first"),
         (["--config=configs/phantom.py", "--config.data.fusion=x", "--workdir=w"], "'x'"),

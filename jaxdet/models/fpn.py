@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxdet import InputError
 from jaxdet.models.resnet import conv
 
-# torch's default for a convolution: uniform with bound sqrt(1 / fan_in) x sqrt(3), as FPN uses it.
+# Uniform with bound sqrt(3 / fan_in), as torchvision's FPN has it (kaiming_uniform_ with a = 1).
 uniform = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 

@@ -43,13 +43,23 @@ def conv(
 
 
 class Norm(nnx.Module):
-    """BatchNorm ("batch"; momentum and epsilon as in torch) or GroupNorm of 32 groups ("group")."""
+    """BatchNorm ("batch") or GroupNorm ("group"), with torch's momentum and epsilon.
+
+    GroupNorm has 32 groups where they divide the channels, else 8.
+
+    Raises:
+        InputError: for another kind, or channels that 8 does not divide.
+    """
 
     def __init__(self, kind: str, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if kind == "batch":
             self.layer = nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
         elif kind == "group":
             groups = 32 if channels % 32 == 0 else 8
+            if channels % groups:
+                raise InputError(
+                    f"config.model.norm: GroupNorm needs channels in eights, not {channels}"
+                )
             self.layer = nnx.GroupNorm(
                 channels, num_groups=groups, epsilon=1e-5, dtype=dtype, rngs=rngs
             )
