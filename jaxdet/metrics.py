@@ -1,10 +1,10 @@
-"""The task's score: average precision by the rule of PASCAL VOC 2010."""
+"""Scores: average precision by the rule of PASCAL VOC 2010, how sure it is, and FROC."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 class Boxes(NamedTuple):
@@ -52,6 +52,31 @@ def match(detections: Boxes, truth: Boxes) -> tuple[Int[np.ndarray, "n"], Float[
     return best, best_overlap
 
 
+def _by_score(detections: Boxes) -> Boxes:
+    """By descending score over the whole set, equal ones as they stand."""
+    order = np.argsort(-detections.scores, kind="stable")
+    return Boxes(*(column[order] for column in detections))
+
+
+def _hits(best, overlap, iou_threshold) -> Bool[np.ndarray, "n"]:
+    """Which of the detections, best score first, is the first to reach its best truth."""
+    close = np.flatnonzero((best >= 0) & (overlap > iou_threshold))
+    hit = np.zeros(len(best), bool)
+    hit[close[np.unique(best[close], return_index=True)[1]]] = True
+    return hit
+
+
+def _area(hit, weight, num_truth) -> float:
+    """Area under the monotone precision-recall curve; each detection counts `weight` times.
+
+    Precision is highest right after a hit, so no other point is needed.
+    """
+    found, seen = np.cumsum(weight[hit]), np.cumsum(weight)[hit]
+    precision = found / np.maximum(seen, 1)  # 0 as long as nothing counts
+    monotone = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(weight[hit] @ monotone / num_truth) if num_truth else np.nan
+
+
 def average_precision(
     detections: Boxes, truth: Boxes, iou_thresholds: Sequence[float], num_classes: int
 ) -> Float[np.ndarray, "thresholds classes"]:
@@ -63,19 +88,96 @@ def average_precision(
     truth; else it is a false positive. The area under the precision-recall curve is taken with
     precision made monotone, at every recall.
     """
-    by_score = np.argsort(-detections.scores, kind="stable")
-    detections = Boxes(*(column[by_score] for column in detections))
+    detections = _by_score(detections)
     best, overlap = match(detections, truth)
+    once = np.ones(len(best), np.int64)
     result = np.full((len(iou_thresholds), num_classes), np.nan)
     for t, threshold in enumerate(iou_thresholds):
-        close = np.flatnonzero((best >= 0) & (overlap > threshold))
-        hit = np.zeros(len(best), bool)
-        hit[close[np.unique(best[close], return_index=True)[1]]] = True
+        hit = _hits(best, overlap, threshold)
         for label in range(num_classes):
-            num_truth = np.sum(truth.classes == label)
-            if num_truth:
-                hits = hit[detections.classes == label]
-                precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-                monotone = np.maximum.accumulate(precision[::-1])[::-1]
-                result[t, label] = monotone[hits].sum() / num_truth
+            mine = detections.classes == label
+            result[t, label] = _area(hit[mine], once[mine], np.sum(truth.classes == label))
     return result
+
+
+def froc(
+    detections: Boxes,
+    truth: Boxes,
+    num_images: int,
+    iou_threshold: float = 0.4,
+    num_classes: int = 14,
+    false_positives: Sequence[float] = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0),
+) -> tuple[Float[np.ndarray, "classes rates"], Float[np.ndarray, "rates"]]:
+    """Free-response ROC: sensitivity at so many false positives an image.
+
+    Of each class (NaN without ground truth), and of all `num_classes` pooled: their boxes and false
+    positives counted together. Classes from `num_classes` on ("No finding") are left out. Hits are
+    those of `average_precision`. An operating point is a score, with all detections that reach it:
+    given is the best sensitivity of the points with at most that many false positives, without
+    interpolation (Bunch et al. 1978; the seven rates are those of the LUNA16 challenge).
+
+    Args:
+        num_images: all images read, those without ground truth or detections too.
+    """
+    detections = _by_score(detections)
+    hit = _hits(*match(detections, truth), iou_threshold)
+
+    def sensitivity(mine, num_truth):
+        hits, scores = hit[mine], detections.scores[mine]
+        ends = np.flatnonzero(np.diff(scores, append=-np.inf))  # equal scores come together
+        found = np.cumsum(hits)[ends]
+        points = np.searchsorted(
+            np.cumsum(~hits)[ends], np.array(false_positives) * num_images, side="right"
+        )
+        return np.append(0, found)[points] / num_truth if num_truth else np.nan
+
+    counts = np.bincount(truth.classes, minlength=num_classes)[:num_classes]
+    each = np.full((num_classes, len(false_positives)), np.nan)
+    for label in range(num_classes):
+        each[label] = sensitivity(detections.classes == label, counts[label])
+    pooled = np.full(len(false_positives), np.nan)
+    pooled[:] = sensitivity(detections.classes < num_classes, counts.sum())
+    return each, pooled
+
+
+def bootstrap_confidence_interval(
+    detections: Boxes,
+    truth: Boxes,
+    num_images: int,
+    iou_threshold: float = 0.4,
+    num_classes: int = 15,
+    *,
+    num_samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile confidence interval (Efron 1979) of mAP over images drawn with replacement.
+
+    An image drawn twice counts as two images, so its rows count twice; the matching, which never
+    leaves an image, is done once. Each sample's mAP is the mean over the classes that have ground
+    truth in it; a sample without any is left out, and (NaN, NaN) returned if all are.
+
+    Args:
+        num_images: images are numbered from 0 below this; those without a row are drawn too.
+        confidence: share of the samples within the interval.
+        seed: equal seeds draw equal images.
+    """
+    detections = _by_score(detections)
+    hit = _hits(*match(detections, truth), iou_threshold)
+    of_class = [
+        (hit[mine], detections.image[mine], truth.image[truth.classes == label])
+        for label in range(num_classes)
+        for mine in [detections.classes == label]
+    ]
+    rng = np.random.default_rng(seed)
+    means = np.full(num_samples, np.nan)
+    for i in range(num_samples):
+        drawn = np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
+        aps = [_area(hits, drawn[image], drawn[true].sum()) for hits, image, true in of_class]
+        if not np.isnan(aps).all():
+            means[i] = np.nanmean(aps)
+    if np.isnan(means).all():
+        return np.nan, np.nan
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(means, (tail, 1 - tail))
+    return float(low), float(high)
