@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import retina
-from jaxdet import InputError, checkpoint, data, evaluate, parallel, train
+from jaxdet import InputError, checkpoint, data, evaluate, parallel, train, train_step
 from jaxdet.config import check
 from jaxdet.models import detector
 
@@ -17,15 +17,15 @@ AXES = {"axis_names": ("data",), "axis_types": (jax.sharding.AxisType.Auto,)}
 def setup(config, num_devices):
     """A jitted step on some of the devices, its first state, and the mesh."""
     mesh = Mesh(np.array(jax.devices()[:num_devices]), **AXES)
-    optimizer = train.make_optimizer(config.train)
+    optimizer = train_step.make_optimizer(config.train)
     step = jax.jit(
-        train.make_train_step(config, detector.graphdef(config), optimizer),
+        train_step.make_train_step(config, detector.graphdef(config), optimizer),
         in_shardings=(parallel.replicated(mesh), parallel.sharded(mesh)),
         out_shardings=parallel.replicated(mesh),
         donate_argnums=0,
     )
     init = jax.jit(
-        lambda: train.init_state(config, optimizer), out_shardings=parallel.replicated(mesh)
+        lambda: train_step.init_state(config, optimizer), out_shardings=parallel.replicated(mesh)
     )
     return step, init(), mesh
 
@@ -78,15 +78,15 @@ def test_shipped_configs_fit_together(name):
     module, *size = name.split(":")
     config = importlib.import_module(f"configs.{module}").get_config(*size)
     check(config, retina.get_config())
-    optimizer = train.make_optimizer(config.train)
-    state = jax.eval_shape(lambda: train.init_state(config, optimizer))
+    optimizer = train_step.make_optimizer(config.train)
+    state = jax.eval_shape(lambda: train_step.init_state(config, optimizer))
     rows, side, boxes = config.train.batch_size, config.data.image_size, config.data.max_boxes
     shapes = {
         "images": ((rows, side, side), "uint8"), "boxes": ((rows, boxes, 4), "float32"),
         "classes": ((rows, boxes), "int32"), "mask": ((rows, boxes), "bool"),
     }  # fmt: skip
     batch = {key: jax.ShapeDtypeStruct(*value) for key, value in shapes.items()}
-    step = train.make_train_step(config, detector.graphdef(config), optimizer)
+    step = train_step.make_train_step(config, detector.graphdef(config), optimizer)
     after, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
     assert metrics["loss"].shape == () and metrics["loss"].dtype == "float32"
