@@ -1,4 +1,4 @@
-"""Train, evaluate, predict or score.
+"""Train, evaluate, predict, score or cross-validate.
 
 python run.py --config=configs/phantom.py --workdir=runs/phantom
 """
@@ -19,14 +19,16 @@ from jaxdet.config import check
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The config, such as configs/phantom.py.")
 flags.DEFINE_string("workdir", None, "Where the run keeps what it writes.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "score"], "What to do.")
+MODES = ["train", "evaluate", "predict", "score", "crossval"]
+flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 flags.DEFINE_string("checkpoint", "latest", "evaluate, predict: a step, best, or latest.")
 flags.DEFINE_string("images", None, "predict: a file or folder instead of the test split.")
 flags.DEFINE_string("meta", None, "predict: CSV of the original sizes of --images.")
 flags.DEFINE_string("output", None, "predict: where, instead of WORKDIR/submission.csv.")
 flags.DEFINE_string("annotations", None, "score: the readers' boxes, as Kaggle's train.csv.")
 flags.DEFINE_string("submission", None, "score: the file to score.")
-flags.DEFINE_string("ground_truth", None, "evaluate, score: raw, wbf@IOU or nms@IOU.")
+flags.DEFINE_string("ground_truth", None, "evaluate, score: raw, wbf@IOU, nms@IOU, ...")
+flags.DEFINE_integer("bootstrap", 0, "score: samples of the images for 95 % intervals.")
 flags.DEFINE_boolean("distributed", False, "One of several processes (a TPU pod, a GPU cluster).")
 
 
@@ -65,7 +67,8 @@ def main() -> None:
         from jaxdet.evaluate import score_files
 
         method = FLAGS.ground_truth or "raw"
-        scores = score_files(path("annotations", True), path("submission", True), method)
+        files = path("annotations", True), path("submission", True)
+        scores = score_files(*files, method, FLAGS.bootstrap)
         print(json.dumps(scores, indent=2))
         return
 
@@ -91,6 +94,10 @@ def main() -> None:
         from jaxdet.evaluate import evaluate
 
         evaluate(config, workdir, FLAGS.checkpoint)
+    elif FLAGS.mode == "crossval":
+        from jaxdet.crossval import crossval
+
+        crossval(config, workdir)
     elif FLAGS.mode == "predict":
         from jaxdet.predict import predict
 

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.model.fpn_channels = 48
     config.model.head_channels = 48
     config.model.head_depth = 1
-    config.model.anchor_scales = (2.0, 2.83)
+    config.model.num_scales = 2
     config.model.dtype = "float32"  # bfloat16 does not help a CPU
     config.train.steps = 1_300
     config.train.learning_rate = 2e-3

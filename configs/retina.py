@@ -26,9 +26,10 @@ def get_config(size: str = "256") -> ConfigDict:
     data.num_folds = 5
     data.groups = ""  # FILE.csv:COLUMN of a patient for each image_id: never in two folds
     data.eval_split = "rest"  # what `split` leaves, or a TFDS slice
-    data.fusion = "wbf@0.4"  # of the readers' boxes: "none", "nms@IOU", "wbf@IOU"
+    data.fusion = "wbf@0.4"  # of the readers' boxes, see jaxdet.fusion; "votes@IOU": soft targets
     data.max_boxes = 64  # an image; more are an error
     data.normal_share = placeholder(float)  # of a batch; None: as in the data
+    data.balance_classes = False  # images with findings come from each class in turn
     data.cache = True  # decoded images in memory: 1 GB at 256 pixels, 4 at 512, 16 at 1024
     data.num_workers = 4  # threads that read ahead
 
@@ -46,28 +47,41 @@ def get_config(size: str = "256") -> ConfigDict:
     model.num_classes = 14
     model.depth = 50  # 18, 34, 50, 101
     model.width = 64  # channels of the first stage
-    model.norm = "batch"  # or "group"
-    model.levels = {"256": (2, 3, 4, 5, 6)}.get(size, (3, 4, 5, 6, 7))
+    model.norm = "batch"  # or "group", "frozen_batch"
+    model.init_from = ""  # weights of torchvision: .safetensors, .npz or .pth
+    # Levels of the pyramid, anchor sizes (square root of the area, in strides) and ratios (height /
+    # width). None: planned from the training boxes, and kept in the run's config.json.
+    model.levels = placeholder(tuple)
+    model.anchor_scales = placeholder(tuple)
+    model.aspect_ratios = placeholder(tuple)
+    model.num_scales = 3  # to plan
+    model.num_ratios = 3
+    model.p6_from = "p5"  # or "c5"
     model.fpn_channels = 256
     model.head_channels = 256
     model.head_depth = 4
-    # COCO's anchors start at four strides and miss most findings at these sizes.
-    model.anchor_scales = (2.0, 2.52, 3.17)  # square root of the area, in strides
-    model.aspect_ratios = (0.4, 1.0, 2.0)  # height / width; cardiomegaly is flat
+    model.head_norm = "none"  # or "group"
+    model.image_head = False  # also learns which findings are in the image; scores "No finding"
     model.dtype = "bfloat16"  # of the computation; parameters and losses are float32
 
     loss = config.loss = ConfigDict()
-    loss.foreground_iou = 0.5
+    loss.matching = "iou"  # of anchors to boxes, or "atss"
+    loss.foreground_iou = 0.5  # of "iou"
     loss.background_iou = 0.4
+    loss.atss_candidates = 9  # places a level
     loss.alpha = 0.25  # focal loss
     loss.gamma = 2.0
+    loss.box = "l1"  # or "giou"
     loss.box_weight = 1.0
+    loss.image_weight = 1.0  # of the image head's cross-entropy
 
     train = config.train = ConfigDict()
     train.batch_size = 8 if size == "1024" else 16  # over all devices
     train.steps = 240_000 // train.batch_size  # 20 epochs of the 12,000 images of four folds
     train.optimizer = "adamw"  # or "sgd"
     train.learning_rate = 2e-4
+    train.backbone_rate = 1.0  # times learning_rate: how fast the trunk learns
+    train.frozen_stages = 0  # of the trunk, which do not learn: 1 is the stem, 5 is all
     train.momentum = 0.9  # of sgd
     train.weight_decay = 0.05  # decoupled for adamw, added to the gradient for sgd
     train.warmup_steps = 500
@@ -81,9 +95,11 @@ def get_config(size: str = "256") -> ConfigDict:
     inference.pre_nms_top_k = 300  # a level
     inference.nms_iou = 0.4
     inference.max_detections = 100  # an image
+    inference.image_power = 0.0  # box scores x P(finding in the image) ** this, by the image head
 
     evaluation = config.evaluation = ConfigDict()
-    evaluation.ground_truth = "wbf@0.4"  # or "raw", "nms@IOU"
+    evaluation.ground_truth = "wbf@0.4"  # or "raw", or another of jaxdet.fusion
     evaluation.more_iou_thresholds = (0.5, 0.75)  # besides 0.4
+    evaluation.bootstrap_samples = 1000  # of the images, for 95 % intervals
     evaluation.batch_size = 16
     return config

@@ -1,9 +1,11 @@
 """Anchors of a feature pyramid, laid out as torchvision does (Lin et al. 2017, section 4)."""
 
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 def grid_sizes(image_size: tuple[int, int], levels: Sequence[int]) -> list[tuple[int, int]]:
@@ -74,3 +76,89 @@ def best_iou(
             union = area + np.prod(cell[2:] - cell[:2]) - intersection
             best = np.maximum(best, intersection / union)
     return best
+
+
+class Plan(NamedTuple):
+    """Anchors as `pyramid_anchors` takes them."""
+
+    levels: tuple[int, ...]
+    scales: tuple[float, ...]
+    aspect_ratios: tuple[float, ...]
+
+
+# What a plan chooses from: five levels, scales by sixths of an octave, ratios by quarters.
+LEVELS = ((2, 3, 4, 5, 6), (3, 4, 5, 6, 7))
+SCALES = tuple(float(x) for x in np.round(2.0 ** (np.arange(13) / 6), 2))
+ASPECT_RATIOS = tuple(float(x) for x in np.round(2.0 ** (np.arange(-8, 9) / 4), 2))
+# Boxes of a class that are looked at: enough for a share, and quick.
+BOXES_A_CLASS = 1000
+
+
+def plan(
+    boxes: Float[np.ndarray, "boxes 4"],
+    classes: Int[np.ndarray, "boxes"],
+    image_size: int,
+    num_scales: int = 3,
+    num_ratios: int = 3,
+    *,
+    levels: tuple[int, ...] | None = None,
+    scales: tuple[float, ...] | None = None,
+    aspect_ratios: tuple[float, ...] | None = None,
+) -> Plan:
+    """Levels, scales and ratios that reach the most boxes at IoU 0.5, and of every class many.
+
+    Maximises the share of all boxes reached plus that of the class reached least: scales and ratios
+    in turn, until neither improves. What is given stays. The same boxes give the same plan. (To
+    plan anchors from the data is nnDetection's idea, Baumgartner et al. 2021; the search is ours.)
+
+    Args:
+        boxes: in pixels of a square image of `image_size`; at least one.
+        num_scales, num_ratios: how many to choose; anchors a place are their product.
+    """
+    labels, counts = np.unique(classes, return_counts=True)
+    rows = [np.flatnonzero(classes == label) for label in labels]
+    rows = [r[np.linspace(0, len(r) - 1, min(len(r), BOXES_A_CLASS)).astype(int)] for r in rows]
+    share = np.repeat(np.eye(len(labels)), [len(r) for r in rows], axis=1)
+    share /= share.sum(axis=1, keepdims=True)
+    boxes = boxes[np.concatenate(rows)]
+    all_scales, all_ratios = scales or SCALES, aspect_ratios or ASPECT_RATIOS
+    scale_sets = list(
+        itertools.combinations(range(len(all_scales)), len(scales) if scales else num_scales)
+    )
+
+    def search(levels):
+        reached = np.zeros((len(all_scales), len(all_ratios), len(boxes)), bool)
+        for i, scale in enumerate(all_scales):
+            for j, ratio in enumerate(all_ratios):
+                best = best_iou(boxes, (image_size, image_size), levels, (scale,), (ratio,))
+                reached[i, j] = best >= 0.5
+
+        def quality(scales, ratios):
+            of_class = share @ reached[np.ix_(scales, ratios)].any(axis=(0, 1))
+            return of_class @ counts / counts.sum() + of_class.min()
+
+        if aspect_ratios:
+            ratios = tuple(range(len(aspect_ratios)))
+        else:
+            ratios = tuple(np.linspace(0, len(all_ratios) - 1, num_ratios + 2).astype(int)[1:-1])
+        best, chosen = -1.0, None
+        while True:
+            scales = max(scale_sets, key=lambda s: quality(s, ratios))
+            if not aspect_ratios:
+                # One at a time, as all combinations would be too many.
+                sets = {
+                    tuple(sorted({*ratios[:k], value, *ratios[k + 1 :]}))
+                    for k in range(num_ratios)
+                    for value in range(len(all_ratios))
+                }
+                sets = sorted(r for r in sets if len(r) == num_ratios)
+                ratios = max(sets, key=lambda r: quality(scales, r))
+            if quality(scales, ratios) <= best:
+                return best, chosen
+            best = quality(scales, ratios)
+            chosen = Plan(
+                levels, tuple(all_scales[i] for i in scales), tuple(all_ratios[i] for i in ratios)
+            )
+
+    results = [search(candidate) for candidate in ([levels] if levels else LEVELS)]
+    return max(results, key=lambda result: result[0])[1]

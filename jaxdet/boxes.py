@@ -25,6 +25,23 @@ def iou(a: Float[Array, "*b n 4"], b: Float[Array, "*b m 4"]) -> Float[Array, "*
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
 
 
+def giou(a: Float[Array, "*n 4"], b: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
+    """Generalised IoU of box pairs, from -1 to 1 (Rezatofighi et al. 2019): IoU, less the share of
+    the box around both that neither covers, so that boxes apart have a gradient too."""
+    top_left, bottom_right = (
+        jnp.maximum(a[..., :2], b[..., :2]),
+        jnp.minimum(a[..., 2:], b[..., 2:]),
+    )
+    intersection = area(jnp.concatenate([top_left, bottom_right], axis=-1))
+    union = area(a) + area(b) - intersection
+    outer = jnp.concatenate(
+        [jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])], axis=-1
+    )
+    hull = area(outer)
+    epsilon = 1e-7  # torchvision's: empty boxes stay finite
+    return intersection / (union + epsilon) - (hull - union) / (hull + epsilon)
+
+
 def _centre_form(boxes):
     size = boxes[..., 2:] - boxes[..., :2]
     return boxes[..., :2] + 0.5 * size, size

@@ -1,5 +1,8 @@
 """A config that cannot mislead: every field known, of the right type, and in its range."""
 
+import json
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from jaxdet import InputError
@@ -7,14 +10,16 @@ from jaxdet import InputError
 POSITIVE = (
     "data.image_size", "data.max_boxes", "data.num_folds", "data.num_workers", "model.num_classes",
     "model.width", "model.fpn_channels", "model.head_channels", "model.anchor_scales",
-    "model.aspect_ratios", "train.steps", "train.batch_size", "train.learning_rate",
+    "model.aspect_ratios", "model.num_scales", "model.num_ratios", "loss.atss_candidates",
+    "train.steps", "train.batch_size", "train.learning_rate",
     "train.clip_norm", "train.log_every", "train.evaluate_every", "inference.pre_nms_top_k",
     "inference.max_detections", "evaluation.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "augment.scale", "augment.shift", "augment.rotate", "augment.brightness",
-    "augment.contrast", "augment.gamma", "model.head_depth", "loss.gamma", "loss.box_weight",
-    "train.weight_decay", "train.warmup_steps",
+    "augment.contrast", "augment.gamma", "model.head_depth", "train.frozen_stages", "loss.gamma",
+    "loss.box_weight", "loss.image_weight", "train.weight_decay", "train.warmup_steps",
+    "train.backbone_rate", "inference.image_power", "evaluation.bootstrap_samples",
 )  # fmt: skip
 SHARES = (
     "data.normal_share", "augment.flip", "augment.min_visible", "loss.foreground_iou",
@@ -64,3 +69,23 @@ def _check_fields(config, known, path):
                 raise InputError(
                     f"{path}.{name}: {value!r} is not of type {type(default).__name__}"
                 )
+
+
+def with_anchors_of_run(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with the anchors that were planned for the run in `workdir`, where it has none.
+
+    Raises:
+        InputError: if that run's config.json is missing or broken.
+    """
+    config = config.copy_and_resolve_references()
+    path = workdir / "config.json"
+    for field in ("levels", "anchor_scales", "aspect_ratios"):
+        if config.model[field] is None:
+            try:
+                config.model[field] = tuple(json.loads(path.read_text())["model"][field])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{path}: cannot read model.{field} of the run ({error}); train first, or give "
+                    f"--config.model.{field}"
+                ) from error
+    return config

@@ -246,10 +246,14 @@ def stratified_folds(
 
 @dataclass(frozen=True)
 class Targets:
-    """Fused boxes of each image in model-input pixels, padded to `max_boxes`."""
+    """Fused boxes of each image in model-input pixels, padded to `max_boxes`.
+
+    `scores` are what the class loss aims at: 1, or by "votes@T" the share of readers.
+    """
 
     boxes: Float[np.ndarray, "n boxes 4"]
     classes: Int[np.ndarray, "n boxes"]
+    scores: Float[np.ndarray, "n boxes"]
     mask: Bool[np.ndarray, "n boxes"]
 
 
@@ -273,8 +277,11 @@ def make_targets(dataset: Dataset, method: str, max_boxes: int) -> Targets:
     slot = np.arange(len(fused.image)) - (np.cumsum(counts) - counts)[fused.image]
     boxes = np.zeros((len(dataset), max_boxes, 4), np.float32)
     classes = np.zeros((len(dataset), max_boxes), np.int32)
+    scores = np.ones((len(dataset), max_boxes), np.float32)
     boxes[fused.image, slot], classes[fused.image, slot] = fused.boxes, fused.classes
-    return Targets(boxes, classes, np.arange(max_boxes) < counts[:, None])
+    if fusion.parse(method)[0] == "votes":
+        scores[fused.image, slot] = fused.scores
+    return Targets(boxes, classes, scores, np.arange(max_boxes) < counts[:, None])
 
 
 def decode_all(dataset: Dataset, name: str) -> UInt8[np.ndarray, "n height width"]:
@@ -297,6 +304,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     normal_share: float | None,
+    balance_classes: bool,
     cache: bool,
     rows: slice,
 ) -> grain.MapDataset:
@@ -304,22 +312,30 @@ def training_batches(
 
     Every image comes once an epoch, in an order of its own each epoch. With `normal_share`, that
     share of the images drawn has no finding (each kind in epochs of its own); None leaves the
-    share as it is in the data. `rows` are those of the global batch that this process loads.
-    `cache` keeps the decoded images in memory.
+    share as it is in the data. With `balance_classes`, the images with findings come from each
+    class in turn: an image of several is in the epochs of each. `rows` are those of the global
+    batch that this process loads. `cache` keeps the decoded images in memory.
 
     Raises:
         InputError: if a share is asked of a kind that the data lacks.
     """
     images = decode_all(dataset, "train") if cache else None
     normal = ~targets.mask.any(axis=1)
-    if normal_share is None:
-        kinds, weights = [np.arange(len(dataset))], [1.0]
-    else:
-        kinds = [np.flatnonzero(normal), np.flatnonzero(~normal)]
-        weights = [normal_share, 1 - normal_share]
+    kinds, weights = [np.arange(len(dataset))], [1.0]
+    if normal_share is not None or balance_classes:
+        share = normal.mean() if normal_share is None else normal_share
+        found = [np.flatnonzero(~normal)]
+        if balance_classes:
+            present = np.unique(targets.classes[targets.mask])
+            found = [
+                np.flatnonzero((targets.mask & (targets.classes == label)).any(axis=1))
+                for label in present
+            ]
+        kinds = [np.flatnonzero(normal), *found]
+        weights = [share, *[(1 - share) / len(found)] * len(found)]
         if any(weight > 0 and not len(kind) for kind, weight in zip(kinds, weights, strict=True)):
             raise InputError(
-                f"config.data.normal_share: {normal_share} needs images with and without findings"
+                f"config.data.normal_share: {share} needs images with and without findings"
             )
     streams = [
         grain.MapDataset.source(kind).seed(seed + i).shuffle().repeat()
@@ -336,6 +352,7 @@ def training_batches(
             else np.stack([dataset.decode(int(i)) for i in chosen]),
             "boxes": targets.boxes[chosen],
             "classes": targets.classes[chosen],
+            "scores": targets.scores[chosen],
             "mask": targets.mask[chosen],
         }
 

@@ -21,6 +21,7 @@ from jaxdet import (
     report,
     submission,
 )
+from jaxdet.config import with_anchors_of_run
 from jaxdet.metrics import Boxes
 from jaxdet.models import detector
 from tfds_vinbig import kaggle
@@ -36,7 +37,7 @@ def ground_truth(
     reader: np.ndarray,
     boxes: Float[np.ndarray, "rows 4"],
 ) -> Boxes:
-    """The readers' rows as ground truth, made by `method`: "raw", "wbf@T" or "nms@T".
+    """The readers' rows as ground truth, made by `method` (see `fusion.fuse`): "raw", "wbf@T", ...
 
     "No finding" counts once an image, with the box (0, 0, 1, 1).
     """
@@ -59,21 +60,31 @@ def truth_of(dataset: data.Dataset, method: str) -> Boxes:
 
 
 def summarize(
-    detections: Boxes, truth: Boxes, iou_thresholds: tuple[float, ...], num_images: int, method: str
+    detections: Boxes,
+    truth: Boxes,
+    iou_thresholds: tuple[float, ...],
+    num_images: int,
+    method: str,
+    bootstrap_samples: int = 0,
 ) -> dict:
     """The contents of evaluation.json.
 
-    The table per class and mAP14 are at the first of `iou_thresholds`; a class without ground
-    truth is None, and left out of the means.
+    The table per class, mAP14, FROC and the intervals (of 95 %, from so many samples of the images)
+    are at the first of `iou_thresholds`; a class without ground truth is None, and left out of the
+    means.
     """
 
     def mean(values):
         values = values[~np.isnan(values)]
         return float(values.mean()) if len(values) else None
 
+    def numbers(values):
+        return None if np.isnan(values).any() else [float(x) for x in values]
+
     aps = metrics.average_precision(detections, truth, iou_thresholds, num_classes=len(ALL_NAMES))
     first, name = aps[0], f"@{iou_thresholds[0]:g}"
-    return {
+    froc, froc_of_all = metrics.froc(detections, truth, num_images, iou_thresholds[0])
+    scores = {
         f"mAP{name}": mean(first),
         f"mAP14{name}": mean(first[:NO_FINDING]),
         "AP": {
@@ -83,19 +94,54 @@ def summarize(
         **{f"mAP@{t:g}": mean(ap) for t, ap in zip(iou_thresholds[1:], aps[1:], strict=True)},
         "num_images": num_images,
         "ground_truth": method,
+        "FROC": {
+            "false_positives_per_image": metrics.FALSE_POSITIVES,
+            "sensitivity": numbers(froc_of_all),
+            "sensitivity_by_class": {
+                label: numbers(values) for label, values in zip(CLASS_NAMES, froc, strict=True)
+            },
+        },
     }
+    if bootstrap_samples:
+        scores["95% interval"] = {
+            f"{metric}{name}": numbers(
+                metrics.bootstrap_confidence_interval(
+                    detections,
+                    truth,
+                    num_images,
+                    iou_thresholds[0],
+                    num_classes,
+                    num_samples=bootstrap_samples,
+                )
+            )
+            for metric, num_classes in (("mAP", len(ALL_NAMES)), ("mAP14", NO_FINDING))
+        }
+    return scores
 
 
 def format_table(scores: dict, truth: Boxes) -> str:
-    """A table for the console: each class with its ground truth and AP, then the means."""
+    """A table for the console: each class with its ground truth and AP, the means, and FROC."""
     counts = np.bincount(truth.classes, minlength=len(ALL_NAMES))
     lines = [f"{'class':<20} {'truth':>6} {'AP@0.4':>7}"]
     for name, count in zip(ALL_NAMES, counts, strict=True):
         ap = scores["AP"][name]
         lines.append(f"{name:<20} {count:>6} {'-' if ap is None else f'{ap:.3f}':>7}")
+    intervals = scores.get("95% interval", {})
     for name, value in scores.items():
         if name.startswith("mAP"):
-            lines.append(f"{name:<27} {'-' if value is None else f'{value:.3f}':>7}")
+            line = f"{name:<27} {'-' if value is None else f'{value:.3f}':>7}"
+            if intervals.get(name):
+                line += " ({:.3f} to {:.3f} in 95 % of samples of the images)".format(
+                    *intervals[name]
+                )
+            lines.append(line)
+    froc = scores["FROC"]
+    if froc["sensitivity"]:
+        points = zip(froc["sensitivity"], froc["false_positives_per_image"], strict=True)
+        lines.append(
+            "sensitivity at false positives an image: "
+            + ", ".join(f"{y:.2f} at {x:g}" for y, x in points)
+        )
     lines.append(f"{scores['num_images']} images, ground truth {scores['ground_truth']}")
     return "\n".join(lines)
 
@@ -106,6 +152,7 @@ class Evaluator:
     Attributes:
         truth: the ground truth in original pixels.
         detections: of the last call of `score`.
+        table: the same in original pixels, "No finding" among them.
     """
 
     def __init__(self, config: ConfigDict, dataset: data.Dataset, mesh):
@@ -119,20 +166,23 @@ class Evaluator:
             mesh,
             **config.inference,
         )
-        self.detections = None
+        self.detections = self.table = None
 
-    def score(self, weights: dict) -> dict:
+    def score(self, weights: dict, bootstrap_samples: int = 0) -> dict:
         """Detect and score; see `summarize`."""
         self.detections = inference.detect_all(
             self.detect, weights, self.images, self.config.evaluation.batch_size, self.mesh
         )
-        table = submission.to_table(self.detections, self.dataset.sizes, self.dataset.image_size)
+        self.table = submission.to_table(
+            self.detections, self.dataset.sizes, self.dataset.image_size
+        )
         return summarize(
-            table,
+            self.table,
             self.truth,
             (0.4, *self.config.evaluation.more_iou_thresholds),
             len(self.dataset),
             self.config.evaluation.ground_truth,
+            bootstrap_samples,
         )
 
     def picture(self, num_images: int = 8) -> bytes:
@@ -159,24 +209,27 @@ def load_weights(config: ConfigDict, workdir: Path, which: str, mesh) -> tuple[d
         return checkpoint.restore(manager, step, weights=abstract)["weights"], step
 
 
-def evaluate(config: ConfigDict, workdir: Path, which: str = "latest") -> dict:
-    """Score a checkpoint on the evaluation split.
+def evaluate(config: ConfigDict, workdir: Path, which: str = "latest") -> Evaluator:
+    """Score a checkpoint on the evaluation split, and return what scored it.
 
     Prints a table; writes `evaluation.json`, and `detections.png` with some of the images.
     """
+    config = with_anchors_of_run(config, workdir)
     mesh = parallel.make_mesh()
     weights, step = load_weights(config, workdir, which, mesh)
     _, eval_set = data.train_and_eval(config)
     evaluator = Evaluator(config, eval_set, mesh)
-    scores = evaluator.score(weights)
+    scores = evaluator.score(weights, config.evaluation.bootstrap_samples)
     print(f"checkpoint {step} in {workdir}")
     print(format_table(scores, evaluator.truth))
     checkpoint.write_atomically(workdir / "evaluation.json", json.dumps(scores, indent=2) + "\n")
     checkpoint.write_atomically(workdir / "detections.png", evaluator.picture())
-    return scores
+    return evaluator
 
 
-def score_files(annotations: Path, submission_file: Path, method: str = "raw") -> dict:
+def score_files(
+    annotations: Path, submission_file: Path, method: str = "raw", bootstrap_samples: int = 0
+) -> dict:
     """Score a submission against Kaggle annotations. No model, and no image.
 
     Every annotated image counts, also one that the submission leaves out; detections on an image
@@ -212,4 +265,4 @@ def score_files(annotations: Path, submission_file: Path, method: str = "raw") -
         rows.rad_id.to_numpy(),
         rows[["x_min", "y_min", "x_max", "y_max"]].to_numpy(),
     )
-    return summarize(detections, truth, (0.4, 0.5, 0.75), len(names), method)
+    return summarize(detections, truth, (0.4, 0.5, 0.75), len(names), method, bootstrap_samples)

@@ -18,18 +18,21 @@ from jaxdet.nms import nms_mask
 class Detections(NamedTuple):
     """Boxes of each image in descending order of score, padded (`mask` False).
 
-    Boxes are in pixels of the model input; classes count from 0.
+    Boxes are in pixels of the model input; classes count from 0. `normal` is the score for an image
+    without any finding.
     """
 
     boxes: Float[Array, "*batch boxes 4"]
     classes: Int[Array, "*batch boxes"]
     scores: Float[Array, "*batch boxes"]
     mask: Bool[Array, "*batch boxes"]
+    normal: Float[Array, "*batch"]
 
 
 def select_detections(
     class_logits: Float[Array, "anchors classes"],
     box_offsets: Float[Array, "anchors 4"],
+    image_logits: Float[Array, "labels"] | None,
     pyramid: list[Float[np.ndarray, "_ 4"]],
     image_size: tuple[int, int],
     *,
@@ -37,6 +40,7 @@ def select_detections(
     pre_nms_top_k: int,
     nms_iou: float,
     max_detections: int,
+    image_power: float = 0.0,
 ) -> Detections:
     """Detections of one image, by the rule of torchvision's RetinaNet.
 
@@ -44,21 +48,29 @@ def select_detections(
     those are decoded, cut to the image and thinned by class-wise NMS at `nms_iou`; the best
     `max_detections` stay. `pyramid` holds the anchors of each level in the order of the logits;
     `image_size` is (height, width).
+
+    With `image_logits` (see `Outputs`) a score is multiplied by the probability of its class in the
+    image ** `image_power`, and `normal` is the probability of no finding; without, it is 1 - the
+    best score: an image is as normal as its most suspicious box is not.
     """
     num_classes = class_logits.shape[-1]
+    probabilities = jax.nn.sigmoid(class_logits.astype(jnp.float32))
+    if image_logits is not None:
+        in_image = jax.nn.sigmoid(image_logits.astype(jnp.float32))
+        probabilities *= in_image[:-1] ** image_power
     boxes, classes, scores = [], [], []
     start = 0
     for anchors in pyramid:
         end = start + len(anchors)
-        logits = class_logits[start:end].reshape(-1).astype(jnp.float32)
-        best, pair = jax.lax.top_k(logits, min(pre_nms_top_k, len(logits)))
+        pairs = probabilities[start:end].reshape(-1)
+        best, pair = jax.lax.top_k(pairs, min(pre_nms_top_k, len(pairs)))
         anchor = pair // num_classes
         offsets = box_offsets[start:end][anchor].astype(jnp.float32)
         boxes.append(
             box_ops.clip(box_ops.decode(offsets, jnp.asarray(anchors)[anchor]), *image_size)
         )
         classes.append(pair % num_classes)
-        scores.append(jax.nn.sigmoid(best))
+        scores.append(best)
         start = end
     boxes, classes, scores = (jnp.concatenate(x) for x in (boxes, classes, scores))
 
@@ -67,7 +79,8 @@ def select_detections(
     boxes, classes, scores = boxes[order], classes[order], scores[order]
     keep = nms_mask(boxes, classes, nms_iou) & (scores > 0)
     kept_first = jnp.argsort(~keep, stable=True)[:max_detections]
-    return Detections(*(x[kept_first] for x in (boxes, classes, scores, keep)))
+    normal = 1 - scores[0] if image_logits is None else 1 - in_image[-1]
+    return Detections(*(x[kept_first] for x in (boxes, classes, scores, keep)), normal)
 
 
 def make_detect(
@@ -81,10 +94,12 @@ def make_detect(
 
     def detect(weights, images):
         model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
-        class_logits, box_offsets = model(normalize(images), train=False)
+        outputs = model(normalize(images), train=False)
         return jax.vmap(
-            lambda c, b: select_detections(c, b, pyramid, (image_size, image_size), **options)
-        )(class_logits, box_offsets)
+            lambda *of_image: select_detections(
+                *of_image, pyramid, (image_size, image_size), **options
+            )
+        )(*outputs)
 
     return jax.jit(detect, out_shardings=parallel.replicated(mesh))
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # an image: the rates of the LUNA16 challenge
+
 
 class Boxes(NamedTuple):
     """Boxes of many images as a flat table. Ground truth has score 1."""
@@ -106,7 +108,7 @@ def froc(
     num_images: int,
     iou_threshold: float = 0.4,
     num_classes: int = 14,
-    false_positives: Sequence[float] = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0),
+    false_positives: Sequence[float] = FALSE_POSITIVES,
 ) -> tuple[Float[np.ndarray, "classes rates"], Float[np.ndarray, "rates"]]:
     """Free-response ROC: sensitivity at so many false positives an image.
 
@@ -114,7 +116,7 @@ def froc(
     positives counted together. Classes from `num_classes` on ("No finding") are left out. Hits are
     those of `average_precision`. An operating point is a score, with all detections that reach it:
     given is the best sensitivity of the points with at most that many false positives, without
-    interpolation (Bunch et al. 1978; the seven rates are those of the LUNA16 challenge).
+    interpolation (Bunch et al. 1978).
 
     Args:
         num_images: all images read, those without ground truth or detections too.

@@ -9,6 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxdet import InputError, data, inference, parallel, submission
+from jaxdet.config import with_anchors_of_run
 from jaxdet.evaluate import load_weights
 from jaxdet.models import detector
 from tfds_vinbig import kaggle
@@ -64,6 +65,7 @@ def predict(
     On the test split of the dataset, in the order of sample_submission.csv where there was one; or
     on `images`, see `read_pictures`.
     """
+    config = with_anchors_of_run(config, workdir)
     size = config.data.image_size
     mesh = parallel.make_mesh()
     weights, step = load_weights(config, workdir, which, mesh)

@@ -29,19 +29,17 @@ def to_original(
 
 
 def to_table(detections: Detections, sizes: Int[np.ndarray, "n 2"], image_size: int) -> Boxes:
-    """Detections of n images as rows in original pixels, "No finding" among them.
-
-    An image is as normal as its most suspicious box is not: class 14 scores 1 - best box score.
-    """
+    """Detections of n images as rows in original pixels, "No finding" among them."""
     image, slot = np.nonzero(detections.mask)
     boxes = to_original(detections.boxes[image, slot].astype(np.float64), sizes[image], image_size)
     images = np.arange(len(sizes))
-    best = np.where(detections.mask, detections.scores, 0).max(axis=1, initial=0)
     return Boxes(
         image=np.concatenate([image, images]),
         classes=np.concatenate([detections.classes[image, slot], np.full(len(sizes), NO_FINDING)]),
         boxes=np.concatenate([boxes, np.tile(NO_FINDING_BOX, (len(sizes), 1))]),
-        scores=np.concatenate([detections.scores[image, slot], 1 - best]).astype(np.float64),
+        scores=np.concatenate([detections.scores[image, slot], detections.normal]).astype(
+            np.float64
+        ),
     )
 
 

@@ -13,26 +13,40 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxdet import InputError, anchors, checkpoint, data, evaluate, parallel, predict
+from jaxdet.config import with_anchors_of_run
 from jaxdet.models import detector
 from jaxdet.train_step import TrainState, init_state, make_optimizer, make_train_step
 from tfds_vinbig.kaggle import CLASS_NAMES
 
 
-def print_anchor_coverage(config: ConfigDict, targets: data.Targets) -> None:
-    """Say how many training boxes the anchors can reach: the others learn from poor matches."""
+def plan_anchors(config: ConfigDict, targets: data.Targets) -> ConfigDict:
+    """The config with anchors planned from the training boxes, where it has none.
+
+    Says how many boxes of each class the anchors can reach: the others learn from poor matches.
+    """
+    config = config.copy_and_resolve_references()
     model, size = config.model, config.data.image_size
     boxes, classes = targets.boxes[targets.mask], targets.classes[targets.mask]
     if not len(boxes):
         raise InputError("config.data.split: the training images have no boxes to learn from")
-    best = anchors.best_iou(
-        boxes, (size, size), model.levels, model.anchor_scales, model.aspect_ratios
+    model.levels, model.anchor_scales, model.aspect_ratios = anchors.plan(
+        boxes,
+        classes,
+        size,
+        model.num_scales,
+        model.num_ratios,
+        levels=model.levels,
+        scales=model.anchor_scales,
+        aspect_ratios=model.aspect_ratios,
     )
-    reached = best >= 0.5
-    worst = min(np.unique(classes), key=lambda c: reached[classes == c].mean())
-    print(
-        f"anchors reach {reached.mean():.1%} of {len(boxes)} training boxes at IoU 0.5; "
-        f"fewest of {CLASS_NAMES[worst]}, {reached[classes == worst].mean():.1%}"
-    )
+    layout = (model.levels, model.anchor_scales, model.aspect_ratios)
+    reached = anchors.best_iou(boxes, (size, size), *layout) >= 0.5
+    print(f"anchors: levels {layout[0]}, scales {layout[1]} strides, height / width {layout[2]}")
+    print(f"they reach {reached.mean():.1%} of {len(boxes)} training boxes at IoU 0.5:")
+    for label in np.unique(classes):
+        mine = reached[classes == label]
+        print(f"  {CLASS_NAMES[label]:<20} {mine.mean():6.1%} of {len(mine)}")
+    return config
 
 
 def open_log(workdir: Path, step: int) -> Callable[[int, dict], None]:
@@ -73,7 +87,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
         f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on; "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     )
-    print_anchor_coverage(config, targets)
+
+    # Anchors: of the run that goes on here, or planned.
+    if (workdir / "checkpoints").is_dir() and (workdir / "config.json").exists():
+        config = with_anchors_of_run(config, workdir)
+    config = plan_anchors(config, targets)
 
     # Model and optimiser, on every device.
     mesh = parallel.make_mesh()
@@ -112,6 +130,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             batch_size=batch_size,
             seed=config.seed,
             normal_share=config.data.normal_share,
+            balance_classes=config.data.balance_classes,
             cache=config.data.cache,
             rows=rows,
         )

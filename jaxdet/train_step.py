@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from jaxdet import InputError
 from jaxdet.augment import augment, normalize
-from jaxdet.losses import retinanet_loss
-from jaxdet.matching import match_anchors
+from jaxdet.losses import image_loss, retinanet_loss
+from jaxdet.matching import match_anchors, match_anchors_atss
 from jaxdet.models import detector
 
 
@@ -41,12 +41,25 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Clipping, then SGD with momentum or AdamW. Biases and normalisation do not decay.
 
+    The trunk learns at `backbone_rate` times the learning rate, its first `frozen_stages` not at
+    all (see `ResNet`).
+
     Raises:
         InputError: for another optimiser.
     """
 
     def decays(params):
         return jax.tree.map(lambda x: x.ndim > 1, params)
+
+    # Frozen stages have no gradient, but weight decay would still move them.
+    frozen = ["backbone/conv1/", "backbone/bn1/"][: 2 * config.frozen_stages]
+    frozen += [f"backbone/stages/{i}/" for i in range(config.frozen_stages - 1)]
+
+    def rate(path, update):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.startswith(tuple(frozen)):
+            return jnp.zeros_like(update)
+        return config.backbone_rate * update if name.startswith("backbone/") else update
 
     if config.optimizer == "sgd":
         update = optax.chain(
@@ -59,7 +72,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         raise InputError(
             f"config.train.optimizer: {config.optimizer!r} is not one of 'sgd', 'adamw'"
         )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    rates = optax.stateless(lambda updates, _: jax.tree.map_with_path(rate, updates))
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update, rates)
 
 
 def init_state(config: ConfigDict, optimizer: optax.GradientTransformation) -> TrainState:
@@ -77,15 +91,36 @@ def init_state(config: ConfigDict, optimizer: optax.GradientTransformation) -> T
 def make_train_step(
     config: ConfigDict, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """The step (state, batch) -> (state, metrics), a pure function to be jitted."""
-    places = jnp.asarray(np.concatenate(detector.pyramid(config)))
+    """The step (state, batch) -> (state, metrics), a pure function to be jitted.
 
-    def image_loss(class_logits, box_offsets, boxes, classes, mask):
-        loss = config.loss
-        matches = match_anchors(places, boxes, mask, loss.foreground_iou, loss.background_iou)
-        return retinanet_loss(
-            class_logits, box_offsets, places, matches, boxes, classes, loss.alpha, loss.gamma
-        )
+    Raises:
+        InputError: for a field of `config.loss` that it cannot follow.
+    """
+    for field, known in (("matching", ("iou", "atss")), ("box", ("l1", "giou"))):
+        if config.loss[field] not in known:
+            raise InputError(
+                f"config.loss.{field}: {config.loss[field]!r} is not one of {', '.join(known)}"
+            )
+    model_config, loss_config = config.model, config.loss
+    pyramid = detector.pyramid(config)
+    places = jnp.asarray(np.concatenate(pyramid))
+    per_place = len(model_config.anchor_scales) * len(model_config.aspect_ratios)
+
+    def match(boxes, mask):
+        if loss_config.matching == "iou":
+            iou_range = loss_config.foreground_iou, loss_config.background_iou
+            return match_anchors(places, boxes, mask, *iou_range)
+        return match_anchors_atss(pyramid, boxes, mask, per_place, loss_config.atss_candidates)
+
+    def losses_of_image(outputs, boxes, classes, scores, mask):
+        class_loss, box_loss = retinanet_loss(
+            outputs.class_logits, outputs.box_offsets, places, match(boxes, mask),
+            boxes, classes, scores, loss_config.alpha, loss_config.gamma, loss_config.box,
+        )  # fmt: skip
+        losses = {"class_loss": class_loss, "box_loss": box_loss}
+        if outputs.image_logits is not None:
+            losses["image_loss"] = image_loss(outputs.image_logits, classes, scores, mask)
+        return losses
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -95,15 +130,18 @@ def make_train_step(
 
         def loss_fn(params):
             model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
-            class_logits, box_offsets = model(normalize(images), train=True)
-            losses = jax.vmap(image_loss)(class_logits, box_offsets, boxes, batch["classes"], mask)
-            class_loss, box_loss = (x.mean() for x in losses)
-            loss = class_loss + config.loss.box_weight * box_loss
+            outputs = model(normalize(images), train=True)
+            losses = jax.vmap(losses_of_image)(
+                outputs, boxes, batch["classes"], batch["scores"], mask
+            )
+            losses = {name: value.mean() for name, value in losses.items()}
+            loss = losses["class_loss"] + loss_config.box_weight * losses["box_loss"]
+            loss += loss_config.image_weight * losses.get("image_loss", 0.0)
             _, _, batch_stats = detector.split(model)
-            return loss, (class_loss, box_loss, batch_stats)
+            return loss, (losses, batch_stats)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (class_loss, box_loss, batch_stats)), grads = grad_fn(state.params)
+        (loss, (losses, batch_stats)), grads = grad_fn(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young average follows closely, or it would remember the random start for long.
@@ -111,8 +149,7 @@ def make_train_step(
         average = optax.incremental_update(params, state.average, 1 - decay)
         metrics = {
             "loss": loss,
-            "class_loss": class_loss,
-            "box_loss": box_loss,
+            **losses,
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": make_schedule(config.train)(state.step),
         }

@@ -95,6 +95,7 @@ def config(data_dir):
     config.data.num_workers = 1
     config.model.update({"depth": 18, "width": 16, "fpn_channels": 32, "head_channels": 32})
     config.model.update({"levels": (3, 4, 5), "head_depth": 1, "dtype": "float32"})
+    config.model.update({"anchor_scales": (2.0, 2.52, 3.17), "aspect_ratios": (0.4, 1.0, 2.0)})
     config.train.update({"batch_size": 8, "steps": 4, "warmup_steps": 0, "learning_rate": 3e-3})
     config.train.update({"log_every": 1, "evaluate_every": 2})
     config.evaluation.batch_size = 4

@@ -62,3 +62,16 @@ def test_decode_limits_growth():
 def test_clip():
     box = jnp.array([[-5.0, -5.0, 300.0, 300.0]])
     np.testing.assert_array_equal(boxes.clip(box, 100, 200), [[0, 0, 200, 100]])
+
+
+@settings(deadline=None)
+@given(whole, st.integers(0, 10**6))
+def test_giou_counts_pixels(a, seed):
+    a = proper(a)
+    b = proper(np.random.default_rng(seed).integers(0, 12, a.shape))
+    for got, one, two in zip(boxes.giou(jnp.array(a), jnp.array(b)), a, b, strict=True):
+        first, second = pixels(one), pixels(two)
+        union = len(first | second)
+        hull = np.prod(np.maximum(one, two)[2:] - np.minimum(one, two)[:2])
+        overlap = len(first & second) / union if union else 0
+        assert np.isclose(got, overlap - (hull - union) / hull if hull else 0, atol=1e-5)

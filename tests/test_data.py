@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,11 +13,14 @@ def dataset(config):
     return data.read_split("tfds_vinbig/256", "train", 64, config.data.dir)
 
 
-def batches(dataset, seed=0, normal_share=None, cache=True, rows=slice(None)):
+def batches(
+    dataset, seed=0, normal_share=None, balance_classes=False, cache=True, rows=slice(None)
+):
     targets = data.make_targets(dataset, "wbf@0.4", 4)
     return data.training_batches(
-        dataset, targets, batch_size=8, seed=seed, normal_share=normal_share, cache=cache, rows=rows
-    )
+        dataset, targets, batch_size=8, seed=seed, normal_share=normal_share,
+        balance_classes=balance_classes, cache=cache, rows=rows,
+    )  # fmt: skip
 
 
 def same(a, b):
@@ -93,6 +98,37 @@ def test_normal_share(dataset, share):
     stream = batches(dataset, normal_share=share)
     masks = np.concatenate([stream[step]["mask"] for step in range(8)])
     assert abs((~masks.any(axis=1)).mean() - share) < 0.02
+
+
+def test_balanced_classes_come_equally_often(dataset):
+    """Each third of the images with findings comes from those with one of the three classes."""
+    targets = data.make_targets(dataset, "wbf@0.4", 4)
+    stream = batches(dataset, normal_share=0.25, balance_classes=True)
+    drawn = [stream[step] for step in range(64)]
+    masks = np.concatenate([batch["mask"] for batch in drawn])
+    assert abs((~masks.any(axis=1)).mean() - 0.25) < 0.02
+    has = np.stack([(targets.mask & (targets.classes == c)).any(axis=1) for c in (3, 4, 8)])
+    # An image is drawn once an epoch of each of its classes.
+    expected = np.mean([(has[:, mine].mean(axis=1)) for mine in has], axis=0)
+    classes = np.concatenate([batch["classes"] for batch in drawn])[masks.any(axis=1)]
+    found = masks[masks.any(axis=1)]
+    got = [((classes == c) & found).any(axis=1).mean() for c in (3, 4, 8)]
+    np.testing.assert_allclose(got, expected, atol=0.04)
+    assert same(stream[5], batches(dataset, normal_share=0.25, balance_classes=True)[5])
+
+
+def test_votes_are_soft_targets(dataset):
+    """Two of three readers of one image see nothing: its boxes aim at a third."""
+    rows = dataset.annotations
+    image = rows.image[rows.classes != NO_FINDING][0]
+    gone = (rows.image == image) & (rows.reader != "R1")
+    fewer = data.Annotations(*(column[~gone] for column in vars(rows).values()))
+    votes = data.make_targets(replace(dataset, annotations=fewer), "votes@0.4", 4)
+    np.testing.assert_allclose(votes.scores[image][votes.mask[image]], 1 / 3)
+    others = np.delete(votes.mask, image, axis=0)
+    np.testing.assert_array_equal(np.delete(votes.scores, image, axis=0)[others], 1)
+    fused = data.make_targets(replace(dataset, annotations=fewer), "wbf@0.4", 4)
+    assert (fused.scores == 1).all()
 
 
 def test_processes_load_their_rows_of_one_global_batch(dataset):

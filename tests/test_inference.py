@@ -43,10 +43,11 @@ def test_equals_the_rule_in_loops(seed):
     logits = rng.normal(-2, 2, (n, 3)).astype("f")
     offsets = rng.normal(0, 0.4, (n, 4)).astype("f")
     got = inference.select_detections(
-        jnp.array(logits), jnp.array(offsets), PYRAMID, SIZE, **OPTIONS
+        jnp.array(logits), jnp.array(offsets), None, PYRAMID, SIZE, **OPTIONS
     )
     expected = reference(logits, offsets, **OPTIONS)
     assert got.mask.sum() == len(expected) > 5
+    assert got.normal == 1 - got.scores[0]
     for i, (score, label, box) in enumerate(expected):
         assert got.mask[i] and got.classes[i] == label
         np.testing.assert_allclose(got.scores[i], score, rtol=1e-5)
@@ -56,9 +57,29 @@ def test_equals_the_rule_in_loops(seed):
 def test_nothing_above_the_threshold_is_nothing():
     n = sum(map(len, PYRAMID))
     got = inference.select_detections(
-        jnp.full((n, 3), -9.0), jnp.zeros((n, 4)), PYRAMID, (32, 48), **OPTIONS
+        jnp.full((n, 3), -9.0), jnp.zeros((n, 4)), None, PYRAMID, (32, 48), **OPTIONS
     )
     assert not got.mask.any() and got.boxes.shape == (12, 4)
+
+
+def test_the_image_head_scores_no_finding_and_may_rescale():
+    rng = np.random.default_rng(0)
+    n = sum(map(len, PYRAMID))
+    logits, offsets = rng.normal(-2, 2, (n, 3)), rng.normal(0, 0.4, (n, 4)).astype("f")
+    image = np.array([-1.0, 0.5, 3, 0.25])
+    in_image = 1 / (1 + np.exp(-image))
+    scores = 1 / (1 + np.exp(-logits)) * in_image[:3] ** 0.7
+    rescaled = np.log(scores / (1 - scores)).astype("f")
+    expected = inference.select_detections(
+        jnp.array(rescaled), jnp.array(offsets), None, PYRAMID, SIZE, **OPTIONS
+    )
+    got = inference.select_detections(
+        jnp.array(logits.astype("f")), jnp.array(offsets), jnp.array(image.astype("f")),
+        PYRAMID, SIZE, **OPTIONS, image_power=0.7,
+    )  # fmt: skip
+    for mine, theirs in zip(got[:4], expected[:4], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got.normal, 1 - in_image[3], rtol=1e-6)
 
 
 def test_image_batches_fill_up_the_last():

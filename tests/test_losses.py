@@ -4,7 +4,7 @@ import numpy as np
 import optax
 
 from jaxdet import boxes as box_ops
-from jaxdet.losses import retinanet_loss, sigmoid_focal
+from jaxdet.losses import image_loss, retinanet_loss, sigmoid_focal
 from jaxdet.matching import BACKGROUND, IGNORED
 
 
@@ -24,13 +24,22 @@ def test_focal_is_finite_where_the_probability_is_not():
     assert np.isfinite(grad).all()
 
 
+def test_a_soft_target_is_where_focal_is_least():
+    logits = jnp.linspace(-4, 4, 801)
+    for target in (1 / 3, 2 / 3):
+        loss = sigmoid_focal(logits, jnp.full(801, target))
+        assert abs(jax.nn.sigmoid(logits[loss.argmin()]) - target) < 0.005
+
+
 ANCHORS = jnp.array([[0.0, 0, 10, 10], [10, 10, 30, 30], [5, 5, 9, 9], [40, 40, 50, 60]])
 BOXES = jnp.array([[1.0, 1, 11, 9], [0, 0, 0, 0]])  # the second is padding
 CLASSES = jnp.array([1, 0])
+SCORES = jnp.array([1.0, 0.0])
 
 
-def loss_of(logits, offsets, matches):
-    return retinanet_loss(logits, offsets, ANCHORS, jnp.array(matches), BOXES, CLASSES)
+def loss_of(logits, offsets, matches, scores=SCORES, **options):
+    matches = jnp.array(matches)
+    return retinanet_loss(logits, offsets, ANCHORS, matches, BOXES, CLASSES, scores, **options)
 
 
 def test_loss_by_hand():
@@ -52,3 +61,42 @@ def test_an_image_without_boxes_teaches_the_background():
     assert loss_of(*zeros, [BACKGROUND] * 4).classes > 0
     assert (grads[0] > 0).all()
     assert (grads[1] == 0).all()
+
+
+def test_votes_lower_the_class_target_and_leave_the_boxes():
+    rng = np.random.default_rng(2)
+    logits, offsets = (jnp.array(rng.normal(size=(4, n)), jnp.float32) for n in (3, 4))
+    matches = [0, BACKGROUND, IGNORED, 0]
+    votes = loss_of(logits, offsets, matches, scores=jnp.array([1 / 3, 0.0]))
+    targets = np.zeros((4, 3), np.float32)
+    targets[[0, 3], 1] = 1 / 3
+    focal = np.asarray(sigmoid_focal(logits, jnp.array(targets)))
+    np.testing.assert_allclose(votes.classes, focal[[0, 1, 3]].sum() / 2, rtol=1e-5)
+    np.testing.assert_array_equal(votes.boxes, loss_of(logits, offsets, matches).boxes)
+
+
+def test_giou_loss_is_that_of_the_decoded_boxes_and_has_a_gradient_everywhere():
+    rng = np.random.default_rng(3)
+    logits, offsets = (jnp.array(rng.normal(size=(4, n)), jnp.float32) for n in (3, 4))
+    matches = [0, BACKGROUND, IGNORED, 0]
+    loss = loss_of(logits, offsets, matches, box_loss="giou")
+    decoded = box_ops.decode(offsets, ANCHORS)[jnp.array([0, 3])]
+    expected = (1 - box_ops.giou(decoded, BOXES[jnp.array([0, 0])])).sum() / 2
+    np.testing.assert_allclose(loss.boxes, expected, rtol=1e-6)
+    wild = offsets.at[1].set(jnp.array([0, 0, 90.0, -90]))  # unmatched
+    grad = jax.grad(lambda b: loss_of(logits, b, matches, box_loss="giou").boxes)(wild)
+    assert (
+        np.isfinite(grad).all() and (grad[1:3] == 0).all() and (grad[jnp.array([0, 3])] != 0).any()
+    )
+
+
+def test_image_loss_by_hand():
+    logits = jnp.array([0.5, -1.0, 2.0, 3.0])  # three classes, any
+    classes, scores = jnp.array([1, 1, 0]), jnp.array([1 / 3, 2 / 3, 1.0])
+    mask = jnp.array([True, True, False])
+    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    t = np.array([0, 2 / 3, 0, 2 / 3])
+    expected = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
+    np.testing.assert_allclose(image_loss(logits, classes, scores, mask), expected, rtol=1e-6)
+    normal = image_loss(logits, classes, scores, jnp.zeros(3, bool))
+    np.testing.assert_allclose(normal, -np.log(1 - p).mean(), rtol=1e-6)

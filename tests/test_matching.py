@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdet import boxes as box_ops
-from jaxdet.matching import BACKGROUND, IGNORED, match_anchors
+from jaxdet.anchors import pyramid_anchors
+from jaxdet.matching import BACKGROUND, IGNORED, match_anchors, match_anchors_atss
 
 
 def brute_force(anchors, boxes, fg=0.5, bg=0.4):
@@ -54,3 +55,37 @@ def test_between_the_thresholds_is_ignored():
     anchors = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 22]])
     boxes = jnp.array([[0.0, 0, 10, 10]])
     assert match_anchors(anchors, boxes, jnp.array([True])).tolist() == [0, IGNORED]
+
+
+def brute_force_atss(pyramid, boxes, per_place, k):
+    """The paper's algorithm 1, a box at a time."""
+    anchors = np.concatenate(pyramid)
+    best_iou, result = np.zeros(len(anchors)), np.full(len(anchors), BACKGROUND)
+    for g, box in enumerate(boxes):
+        iou = np.asarray(box_ops.iou(jnp.array(box[None]), jnp.array(anchors)))[0]
+        centre, start, candidates = (box[:2] + box[2:]) / 2, 0, []
+        for level in pyramid:
+            offset = (level[:, :2] + level[:, 2:]) / 2 - centre
+            order = np.argsort((offset**2).sum(axis=1), kind="stable")
+            candidates += (start + order[: k * per_place]).tolist()
+            start += len(level)
+        threshold = iou[candidates].mean() + iou[candidates].std(ddof=1)
+        for a in candidates:
+            x, y = (anchors[a, :2] + anchors[a, 2:]) / 2
+            inside = box[0] < x < box[2] and box[1] < y < box[3]
+            if iou[a] >= threshold and inside and iou[a] > best_iou[a]:
+                best_iou[a], result[a] = iou[a], g
+    return result.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 5), st.integers(1, 3), st.sampled_from([1, 4, 9]))
+def test_atss_equals_brute_force_and_ignores_padding(seed, real, padding, k):
+    rng = np.random.default_rng(seed)
+    pyramid = pyramid_anchors((64, 64), (3, 4, 5), (1.5, 2.5), (0.6, 1.7))
+    # Corners on no grid: no two places are equally near.
+    corner = rng.uniform(-4, 50, (real + padding, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(2, 40, corner.shape)], 1).astype("f")
+    mask = jnp.arange(real + padding) < real
+    got = match_anchors_atss(pyramid, jnp.array(boxes), mask, 4, k)
+    assert got.tolist() == brute_force_atss(pyramid, boxes[:real], 4, k)

@@ -15,7 +15,8 @@ def tiny(**fields):
     config = retina.get_config()
     config.data.image_size = 64
     config.model.update({"depth": 18, "width": 8, "fpn_channels": 16, "head_channels": 16})
-    config.model.update({"head_depth": 1, "dtype": "float32", **fields})
+    config.model.update({"head_depth": 1, "dtype": "float32", "levels": (2, 3, 4, 5, 6)})
+    config.model.update({"anchor_scales": (2.0, 4.0), "aspect_ratios": (0.5, 1.0), **fields})
     return config
 
 
@@ -49,7 +50,7 @@ def test_an_output_for_every_anchor(levels, image_size):
     anchors = sum(len(level) for level in detector.pyramid(config))
     graph, *state = detector.split(nnx.eval_shape(lambda: detector.create(config, nnx.Rngs(0))))
     images = jax.ShapeDtypeStruct((2, image_size, image_size, 1), jnp.float32)
-    logits, offsets = jax.eval_shape(lambda *s, x: nnx.merge(graph, *s)(x), *state, x=images)
+    logits, offsets, _ = jax.eval_shape(lambda *s, x: nnx.merge(graph, *s)(x), *state, x=images)
     assert logits.shape == (2, anchors, 14)
     assert offsets.shape == (2, anchors, 4)
 
@@ -57,7 +58,7 @@ def test_an_output_for_every_anchor(levels, image_size):
 def test_untrained_scores_are_the_prior_and_boxes_the_anchors():
     model = detector.create(tiny(), nnx.Rngs(0))
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 1))
-    logits, offsets = model(images, train=True)
+    logits, offsets, _ = model(images, train=True)
     np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.01, rtol=0.2)
     assert np.abs(offsets).max() < 0.5
 
@@ -78,15 +79,15 @@ def test_group_norm_has_no_statistics_and_treats_images_alone():
     model = detector.create(tiny(norm="group"), nnx.Rngs(0))
     assert not jax.tree.leaves(nnx.state(model, nnx.BatchStat))
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 1))
-    both, _ = model(images, train=True)
-    one, _ = model(images[:1], train=True)
+    both, *_ = model(images, train=True)
+    one, *_ = model(images[:1], train=True)
     np.testing.assert_allclose(both[:1], one, atol=1e-4)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     model = detector.create(tiny(dtype="bfloat16"), nnx.Rngs(0))
     assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
-    logits, _ = model(jnp.zeros((1, 64, 64, 1)))
+    logits, *_ = model(jnp.zeros((1, 64, 64, 1)))
     assert logits.dtype == jnp.bfloat16
 
 
@@ -111,3 +112,14 @@ def test_group_norm_needs_channels_in_eights():
 def test_a_field_that_fits_nothing_is_named(field, value):
     with pytest.raises(InputError, match=f"config.model.{field}"):
         nnx.eval_shape(lambda: detector.create(tiny(**{field: value}), nnx.Rngs(0)))
+
+
+def test_the_image_head_sees_the_whole_image_and_each_image_alone():
+    model = detector.create(tiny(image_head=True), nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 1))
+    logits = model(images).image_logits
+    assert logits.shape == (2, 15)
+    np.testing.assert_allclose(model(images[1:]).image_logits, logits[1:], atol=1e-5)
+    for corner in (images.at[0, 0, 0].add(5), images.at[0, -1, -1].add(5)):
+        assert (model(corner).image_logits[0] != logits[0]).all()
+    assert detector.create(tiny(), nnx.Rngs(0))(images).image_logits is None

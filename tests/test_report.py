@@ -24,8 +24,8 @@ def test_truth_on_the_left_and_confident_detections_on_the_right():
     images = np.full((2, 64, 64), 90, np.uint8)
     box = np.array([[[5.0, 20, 30, 40]]] * 2, np.float32)
     label, yes = np.array([[3]] * 2), np.ones((2, 1), bool)
-    targets = Targets(box, label, np.array([[True], [False]]))
-    detections = Detections(box, label, np.array([[0.2], [0.9]], np.float32), yes)
+    targets = Targets(box, label, np.ones((2, 1), np.float32), np.array([[True], [False]]))
+    detections = Detections(box, label, np.array([[0.2], [0.9]], np.float32), yes, yes[:, 0])
     sheet = np.asarray(report.compare(images, targets, detections), int)
     colored = sheet.max(axis=2) - sheet.min(axis=2) > 20
     size = 64 * 6  # the zoom that makes 384 pixels

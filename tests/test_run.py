@@ -47,10 +47,11 @@ def test_train_leaves_every_file_of_the_contract(trained):
     scores = json.loads((workdir / "evaluation.json").read_text())
     assert list(scores) == [
         "mAP@0.4", "mAP14@0.4", "AP", "mAP@0.5", "mAP@0.75", "num_images", "ground_truth",
+        "FROC", "95% interval",
     ]  # fmt: skip
     assert len(scores["AP"]) == 15 and scores["AP"]["Atelectasis"] is None
     assert scores["ground_truth"] == "wbf@0.4"
-    assert "anchors reach" in done.stdout and "mAP@0.4" in done.stdout
+    assert "training boxes at IoU 0.5" in done.stdout and "mAP@0.4" in done.stdout
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 8

@@ -9,6 +9,7 @@ DETECTIONS = Detections(
     classes=np.array([[3, 8], [0, 0]]),
     scores=np.array([[0.75, 0.5], [0, 0]], np.float32),
     mask=np.array([[True, True], [False, False]]),
+    normal=np.array([0.25, 1.0], np.float32),
 )
 SIZES = np.array([[1000, 2000], [500, 640]])  # (height, width)
 

@@ -35,7 +35,7 @@ def loader(config):
     targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
     return data.training_batches(
         train_set, targets, batch_size=config.train.batch_size, seed=0, normal_share=None,
-        cache=True, rows=slice(None),
+        balance_classes=False, cache=True, rows=slice(None),
     )  # fmt: skip
 
 
@@ -78,12 +78,17 @@ def test_shipped_configs_fit_together(name):
     module, *size = name.split(":")
     config = importlib.import_module(f"configs.{module}").get_config(*size)
     check(config, retina.get_config())
+    targets = data.Targets(
+        np.array([[[10, 10, 60, 90]]], np.float32), *(np.ones((1, 1), t) for t in (int, "f", bool))
+    )
+    config = train.plan_anchors(config, targets)
     optimizer = train_step.make_optimizer(config.train)
     state = jax.eval_shape(lambda: train_step.init_state(config, optimizer))
     rows, side, boxes = config.train.batch_size, config.data.image_size, config.data.max_boxes
     shapes = {
         "images": ((rows, side, side), "uint8"), "boxes": ((rows, boxes, 4), "float32"),
-        "classes": ((rows, boxes), "int32"), "mask": ((rows, boxes), "bool"),
+        "classes": ((rows, boxes), "int32"), "scores": ((rows, boxes), "float32"),
+        "mask": ((rows, boxes), "bool"),
     }  # fmt: skip
     batch = {key: jax.ShapeDtypeStruct(*value) for key, value in shapes.items()}
     step = train_step.make_train_step(config, detector.graphdef(config), optimizer)
@@ -174,3 +179,57 @@ def test_weights_of_another_model_do_not_fit(config, tmp_path):
     config.model.head_channels = 16
     with pytest.raises(InputError, match=r"does not fit.*head.* is \(.* there and \("):
         evaluate.load_weights(config, tmp_path, "latest", parallel.make_mesh())
+
+
+def test_the_trunk_learns_at_its_rate_and_frozen_stages_not_at_all(config):
+    """SGD's update is proportional to the rate; decay alone would move what is frozen."""
+    batch = loader(config)[0]
+    config.train.update({"optimizer": "sgd", "weight_decay": 0.1, "clip_norm": 1e9})
+    changes = {}
+    for rate, frozen in ((1.0, 0), (0.1, 0), (1.0, 2)):
+        config.train.update({"backbone_rate": rate, "frozen_stages": frozen})
+        step, state, mesh = setup(config, 1)
+        before = jax.device_get(state.params)
+        after, _ = step(state, parallel.shard_batch(batch, mesh))
+        difference = jax.tree.map(lambda a, b: a - b, jax.device_get(after.params), before)
+        changes[rate, frozen] = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): value
+            for path, value in jax.tree_util.tree_leaves_with_path(difference)
+        }
+    stem = ("backbone/conv1/", "backbone/bn1/", "backbone/stages/0/")
+    for name, change in changes[1.0, 0].items():
+        share = 0.1 if name.startswith("backbone/") else 1.0
+        np.testing.assert_allclose(changes[0.1, 0][name], share * change, rtol=1e-3, atol=1e-8)
+        frozen = changes[1.0, 2][name]
+        assert not frozen.any() if name.startswith(stem) else frozen.any() or not change.any()
+
+
+def test_a_run_learns_with_every_part_of_the_recipe_on(config):
+    """ATSS, GIoU, the image head, votes and balanced classes in one step after another."""
+    config.model.image_head = True
+    config.loss.update({"matching": "atss", "box": "giou", "box_weight": 2.0})
+    config.train.update({"steps": 40, "average_decay": 0.9})
+    train_set, _ = data.train_and_eval(config)
+    targets = data.make_targets(train_set, "votes@0.4", config.data.max_boxes)
+    batches = data.training_batches(
+        train_set, targets, batch_size=8, seed=0, normal_share=0.25, balance_classes=True,
+        cache=True, rows=slice(None),
+    )  # fmt: skip
+    step, state, mesh = setup(config, 1)
+    history = []
+    for i in range(config.train.steps):
+        state, metrics = step(state, parallel.shard_batch(batches[i], mesh))
+        history.append({name: float(metrics[name]) for name in metrics})
+    for name in ("class_loss", "box_loss", "image_loss"):
+        assert history[-1][name] < 0.8 * history[0][name], name
+    total = {"class_loss": 1, "box_loss": 2.0, "image_loss": 1.0}
+    for line in history:
+        expected = sum(weight * line[name] for name, weight in total.items())
+        assert line["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("field", ["matching", "box"])
+def test_an_unknown_loss_is_named(config, field):
+    config.loss[field] = "l2"
+    with pytest.raises(InputError, match=rf"config\.loss\.{field}: 'l2'"):
+        setup(config, 1)

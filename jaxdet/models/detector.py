@@ -30,6 +30,7 @@ def create(config, rngs: nnx.Rngs) -> RetinaNet:
         fpn_channels=model.fpn_channels,
         head_channels=model.head_channels,
         head_depth=model.head_depth,
+        image_head=model.image_head,
         dtype=DTYPES[model.dtype],
         rngs=rngs,
     )

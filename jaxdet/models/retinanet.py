@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -47,6 +48,14 @@ class Head(nnx.Module):
         return self.final(x).reshape(x.shape[0], -1, self.outputs)
 
 
+class Outputs(NamedTuple):
+    """Of all anchors, level after level; and of the image."""
+
+    class_logits: Float[Array, "batch anchors classes"]
+    box_offsets: Float[Array, "batch anchors 4"]  # see `boxes.encode`
+    image_logits: Float[Array, "batch labels"] | None  # each class, then "any finding"
+
+
 class RetinaNet(nnx.Module):
     """A one-stage detector: ResNet, feature pyramid, and two heads shared by its levels.
 
@@ -58,6 +67,7 @@ class RetinaNet(nnx.Module):
         fpn_channels: channels of the pyramid.
         head_channels, head_depth: of each head's tower.
         head_norm: "group" for normalised towers (torchvision's v2), None for plain ones.
+        image_head: also say which findings are somewhere in the image, from the mean of C5.
         dtype: of the computation; parameters are float32.
     """
 
@@ -74,6 +84,7 @@ class RetinaNet(nnx.Module):
         head_channels: int = 256,
         head_depth: int = 4,
         head_norm: str | None = None,
+        image_head: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -83,16 +94,24 @@ class RetinaNet(nnx.Module):
         head = {"norm": head_norm, "dtype": dtype, "rngs": rngs}
         self.class_head = Head(*tower, num_classes, -math.log((1 - PRIOR) / PRIOR), **head)
         self.box_head = Head(*tower, 4, 0.0, **head)
+        pooled = self.backbone.out_channels[-1]
+        self.image_head = (
+            nnx.Linear(pooled, num_classes + 1, dtype=dtype, rngs=rngs) if image_head else None
+        )
 
     def __call__(
         self, images: Float[Array, "batch height width 1"], train: bool = False
-    ) -> tuple[Float[Array, "batch anchors classes"], Float[Array, "batch anchors 4"]]:
-        """Class logits and box offsets (see `boxes.encode`) of all anchors, level after level.
+    ) -> Outputs:
+        """What the network says of normalised images (`augment.normalize`).
 
-        `images` are normalised (`augment.normalize`). `train` is for BatchNorm: batch statistics
-        and their running average, or the average alone.
+        `train` is for BatchNorm: batch statistics and their running average, or the average alone.
         """
-        pyramid = self.fpn(self.backbone(images, train))
+        features = self.backbone(images, train)
+        pyramid = self.fpn(features)
         class_logits = [self.class_head(x, train) for x in pyramid]
         box_offsets = [self.box_head(x, train) for x in pyramid]
-        return jnp.concatenate(class_logits, axis=1), jnp.concatenate(box_offsets, axis=1)
+        return Outputs(
+            jnp.concatenate(class_logits, axis=1),
+            jnp.concatenate(box_offsets, axis=1),
+            self.image_head(features[-1].mean(axis=(1, 2))) if self.image_head else None,
+        )

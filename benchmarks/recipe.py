@@ -1,0 +1,167 @@
+"""What each part of the recipe does on the phantom: every run differs from the first in one thing.
+
+    python benchmarks/recipe.py --results=runs/recipe.jsonl
+
+Trains `configs/phantom.py`, made shorter, with several seeds, and adds a line to --results after
+each run; called again, it goes on where it was stopped. Then prints a Markdown table: mean and
+standard deviation over the seeds of mAP14@0.4, mAP@0.4 and AP of "No finding" on the evaluation
+split. Two rows need no training of their own: the last parameters instead of their average, and
+box scores rescaled by the image head.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
+
+from jaxdet import data, parallel
+from jaxdet.evaluate import Evaluator
+from jaxdet.models import detector
+from jaxdet.train import plan_anchors
+from jaxdet.train_step import init_state, make_optimizer, make_train_step
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/phantom.py", "What is varied.")
+RESULTS = flags.DEFINE_string("results", "runs/recipe.jsonl", "A line a run.")
+STEPS = flags.DEFINE_integer("steps", 400, "Of each run.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each variant.")
+
+# Plain, so that each variant switches one thing.
+BASE = {
+    "data.fusion": "wbf@0.4",
+    "data.normal_share": 0.25,
+    "data.balance_classes": False,
+    "augment.flip": 0.0,
+    "model.image_head": False,
+    "loss.matching": "iou",
+    "loss.box": "l1",
+    "loss.box_weight": 1.0,
+}
+COCO = {
+    "model.levels": (3, 4, 5, 6, 7),
+    "model.anchor_scales": (4.0, 5.04, 6.35),
+    "model.aspect_ratios": (0.5, 1.0, 2.0),
+}
+VARIANTS = {
+    "base": {},
+    "COCO's anchors, not planned": COCO,
+    "ATSS instead of IoU matching": {"loss.matching": "atss"},
+    "GIoU instead of L1": {"loss.box": "giou", "loss.box_weight": 2.0},
+    "image head": {"model.image_head": True},
+    "votes as soft targets": {"data.fusion": "votes@0.4"},
+    "classes balanced": {"data.balance_classes": True},
+    "normal images as in the data": {"data.normal_share": None},
+    "flips": {"augment.flip": 0.5},
+}
+
+
+def run(config, train_set, eval_set) -> dict[str, dict]:
+    """Train once; the scores by the name of the table's row that they belong to."""
+    targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
+    config = plan_anchors(config, targets)
+    mesh = parallel.make_mesh()
+    optimizer = make_optimizer(config.train)
+    step_fn = jax.jit(
+        make_train_step(config, detector.graphdef(config), optimizer),
+        in_shardings=(parallel.replicated(mesh), parallel.sharded(mesh)),
+        out_shardings=parallel.replicated(mesh),
+        donate_argnums=0,
+    )
+    init = jax.jit(lambda: init_state(config, optimizer), out_shardings=parallel.replicated(mesh))
+    batches = data.training_batches(
+        train_set,
+        targets,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        normal_share=config.data.normal_share,
+        balance_classes=config.data.balance_classes,
+        cache=True,
+        rows=slice(None),
+    )
+    stream = data.read_ahead(batches, 0, config.data.num_workers)
+    state = init()
+    for _ in range(config.train.steps):
+        state, metrics = step_fn(state, parallel.shard_batch(next(stream), mesh))
+    if not np.isfinite(float(metrics["loss"])):
+        raise FloatingPointError("the loss is not finite")
+
+    average = state.weights()
+    scores = {"": Evaluator(config, eval_set, mesh).score(average)}
+    if config.model.image_head:
+        config.inference.image_power = 0.5
+        scores[", box scores rescaled by it"] = Evaluator(config, eval_set, mesh).score(average)
+    else:
+        last = {"params": state.params, "batch_stats": state.batch_stats}
+        scores[", last parameters, not their average"] = Evaluator(config, eval_set, mesh).score(
+            last
+        )
+    return scores
+
+
+def print_table(lines: list[dict]) -> None:
+    """Rows in the order of the variants; the difference from the first with each."""
+    print("\n| | mAP14@0.4 | against base | mAP@0.4 | AP of No finding |")
+    print("|---|---|---|---|---|")
+    base = None
+    for name in VARIANTS:
+        rows = dict.fromkeys(
+            row for line in lines if line["variant"] == name for row in line["scores"]
+        )
+        for row in rows:
+            values = np.array([line["scores"][row] for line in lines if line["variant"] == name])
+            if row and name not in ("base", "image head"):
+                continue
+            mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1)
+            base = mean if base is None else base
+            cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(mean, spread, strict=True)]
+            print(
+                f"| {name}{row} | {cells[0]} | {mean[0] - base[0]:+.3f} | {cells[1]} | {cells[2]} |"
+            )
+
+
+def main(_):
+    jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxdet").expanduser()))
+    config = CONFIG.value
+    config.update_from_flattened_dict(BASE)
+    config.train.update(
+        {"steps": STEPS.value, "warmup_steps": STEPS.value // 10, "average_decay": 0.99}
+    )
+    path = Path(RESULTS.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in path.open()] if path.exists() else []
+    done = {(line["variant"], line["seed"], line["steps"]) for line in lines}
+    train_set, eval_set = data.train_and_eval(config)
+    for seed in range(SEEDS.value):
+        for variant, changes in VARIANTS.items():
+            if (variant, seed, STEPS.value) in done:
+                continue
+            run_config = config.copy_and_resolve_references()
+            run_config.seed = seed
+            run_config.update_from_flattened_dict(changes)
+            start = time.perf_counter()
+            scores = run(run_config, train_set, eval_set)
+            line = {
+                "variant": variant,
+                "seed": seed,
+                "steps": STEPS.value,
+                "seconds": round(time.perf_counter() - start),
+                "scores": {
+                    row: [s["mAP14@0.4"], s["mAP@0.4"], s["AP"]["No finding"]]
+                    for row, s in scores.items()
+                },
+            }
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            lines.append(line)
+            print(json.dumps(line), flush=True)
+    print_table([line for line in lines if line["steps"] == STEPS.value])
+
+
+if __name__ == "__main__":
+    app.run(main)
