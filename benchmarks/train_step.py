@@ -44,13 +44,6 @@ from jaxdet.models import detector
 from jaxdet.train_step import init_state, make_optimizer, make_train_step
 
 FLAGS = flags.FLAGS
-flags.DEFINE_multi_enum("network", ["r50", "r18"], ["r50", "r18"], "ResNet-50 or ResNet-18.")
-flags.DEFINE_integer("batch_size", None, "Images a step. Default: 8 on a CPU, 64 on a GPU.")
-flags.DEFINE_integer("size", 256, "Pixels along a side.")
-flags.DEFINE_integer("rounds", 5, "Rounds, in each of which every system has its turn.")
-flags.DEFINE_integer("steps", None, "Steps a turn. Default: 2 on a CPU, 20 on a GPU.")
-flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Default: bfloat16 on a GPU.")
-flags.DEFINE_boolean("compile", False, "torch.compile on a CPU too.")
 
 MATRIX_OPERATION = re.compile(r"\s(convolution|dot)\(|custom_call_target=\"[^\"]*(conv|gemm|dot)")
 
@@ -351,4 +344,12 @@ def main(_):
 
 
 if __name__ == "__main__":
+    # Here, so that a benchmark which imports this module keeps its own flags.
+    flags.DEFINE_multi_enum("network", ["r50", "r18"], ["r50", "r18"], "ResNet-50 or ResNet-18.")
+    flags.DEFINE_integer("batch_size", None, "Images a step. Default: 8 on a CPU, 64 on a GPU.")
+    flags.DEFINE_integer("size", 256, "Pixels along a side.")
+    flags.DEFINE_integer("rounds", 5, "Rounds, in each of which every system has its turn.")
+    flags.DEFINE_integer("steps", None, "Steps a turn. Default: 2 on a CPU, 20 on a GPU.")
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Default: bfloat16 on a GPU.")
+    flags.DEFINE_boolean("compile", False, "torch.compile on a CPU too.")
     app.run(main)
