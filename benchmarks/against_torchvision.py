@@ -230,6 +230,6 @@ def main(_):
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", "configs/phantom.py", "The data's config.")
     flags.DEFINE_string("results", "runs/against_torchvision.jsonl", "Finished runs, one a line.")
-    flags.DEFINE_integer("steps", 600, "Steps of each run; a tenth of them warms up.")
+    flags.DEFINE_integer("steps", 500, "Steps of each run; a tenth of them warms up.")
     flags.DEFINE_integer("seeds", 3, "Runs of each system, from seed 0.")
     app.run(main)
