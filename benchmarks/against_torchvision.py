@@ -1,0 +1,235 @@
+"""The phantom learned by jaxdet and by torchvision's RetinaNet, from scratch: who finds more?
+
+    pip install torch torchvision
+    python benchmarks/against_torchvision.py --results=runs/against_torchvision.jsonl
+
+Both train a ResNet-18 with an FPN of 64 channels and heads of four convolutions on the same images
+at the same size, in the same order and the same batches, augmented once for both; for as many
+steps, with AdamW, the same schedule, clipping and weight decay. torchvision gets jaxdet's anchors
+and thresholds; initialisation, matching, losses and NMS are its own. Its images have three equal
+channels. jaxdet is evaluated with its average of the parameters, as in every run; torchvision both
+as it is and with an average by the same rule. The better of the two counts, for each seed: this is
+in torchvision's favour.
+
+A finished run is a line of --results and is not run again. Prints a Markdown table of the scores on
+the evaluation split.
+"""
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs and benchmarks
+
+from benchmarks.train_step import to_torchvision, torchvision_optimizer, torchvision_retinanet
+from jaxdet import data, evaluate, parallel, submission
+from jaxdet.augment import augment
+from jaxdet.inference import Detections
+from jaxdet.models import detector
+from jaxdet.train_step import init_state, make_optimizer, make_schedule, make_train_step
+
+FLAGS = flags.FLAGS
+METRICS = ("mAP14@0.4", "mAP@0.4")
+LOG_EVERY = 50  # steps
+
+
+def batches_of(
+    config: ConfigDict, train_set: data.Dataset, targets: data.Targets
+) -> Iterator[dict[str, np.ndarray]]:
+    """The augmented batches of a run, on the host: what both systems learn from."""
+    batches = data.training_batches(
+        train_set,
+        targets,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        normal_share=config.data.normal_share,
+        cache=config.data.cache,
+        rows=parallel.local_rows(config.train.batch_size),
+    )
+    augment_fn = jax.jit(lambda key, *arrays: augment(key, *arrays, **config.augment))
+    stream = data.read_ahead(batches, 0, config.data.num_workers)
+    for step in range(config.train.steps):
+        batch = next(stream)
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        arrays = augment_fn(key, batch["images"], batch["boxes"], batch["mask"])
+        names = ("images", "boxes", "mask")
+        yield {**batch, **dict(zip(names, map(np.array, arrays), strict=True))}
+
+
+def report_progress(name: str, step: int, steps: int, loss: float, start: float) -> None:
+    each = (time.perf_counter() - start) / step
+    left = (steps - step) * each / 60
+    print(
+        f"{name} step {step}/{steps}: loss {loss:.3f}, {each * 1000:.0f} ms a step, "
+        f"{left:.1f} minutes left",
+        flush=True,
+    )
+
+
+def run_ours(config: ConfigDict, batches: Iterator[dict], evaluator: evaluate.Evaluator) -> dict:
+    """Scores of jaxdet after training on `batches`."""
+    still = copy.deepcopy(config)  # the batches come augmented: the step's own augmentation rests
+    for name in still.augment:
+        still.augment[name] = 0.0
+    mesh = evaluator.mesh
+    replicated = parallel.replicated(mesh)
+    optimizer = make_optimizer(still.train)
+    state = jax.jit(lambda: init_state(still, optimizer), out_shardings=replicated)()
+    step_fn = jax.jit(
+        make_train_step(still, detector.graphdef(still), optimizer),
+        in_shardings=(replicated, parallel.sharded(mesh)),
+        out_shardings=replicated,
+        donate_argnums=0,
+    )
+    name, steps = f"jaxdet seed {config.seed}", config.train.steps
+    for step, batch in enumerate(batches):
+        state, metrics = step_fn(state, parallel.shard_batch(batch, mesh))
+        if step == 0:
+            jax.block_until_ready(state)
+            start = time.perf_counter()  # without the compilation
+        elif step % LOG_EVERY == 0 or step == steps - 1:
+            report_progress(name, step, steps - 1, float(metrics["loss"]), start)
+    jax.block_until_ready(state)
+    seconds = (time.perf_counter() - start) / max(1, steps - 1)
+    scores = evaluator.score(state.weights())
+    return {"seconds_a_step": seconds, **{metric: scores[metric] for metric in METRICS}}
+
+
+@torch.no_grad()
+def score_torchvision(model: torch.nn.Module, evaluator: evaluate.Evaluator, device: str) -> dict:
+    """As `Evaluator.score`, with torchvision's detections."""
+    config, dataset = evaluator.config, evaluator.dataset
+    most, n = config.inference.max_detections, len(dataset)
+    found = Detections(
+        np.zeros((n, most, 4), np.float32),
+        np.zeros((n, most), np.int64),
+        np.zeros((n, most), np.float32),
+        np.zeros((n, most), bool),
+    )
+    model.eval()
+    for start in range(0, n, config.evaluation.batch_size):
+        gray = torch.from_numpy(evaluator.images[start : start + config.evaluation.batch_size])
+        images = (gray.to(device).float() / 255)[:, None].expand(-1, 3, -1, -1)
+        for i, output in enumerate(model(list(images)), start):
+            count = len(output["scores"])
+            found.boxes[i, :count] = output["boxes"].cpu()
+            found.classes[i, :count] = output["labels"].cpu()
+            found.scores[i, :count] = output["scores"].cpu()
+            found.mask[i, :count] = True
+    table = submission.to_table(found, dataset.sizes, dataset.image_size)
+    scores = evaluate.summarize(table, evaluator.truth, (0.4,), n, config.evaluation.ground_truth)
+    return {metric: scores[metric] for metric in METRICS}
+
+
+def run_theirs(config: ConfigDict, batches: Iterator[dict], evaluator: evaluate.Evaluator) -> dict:
+    """Scores of torchvision after training on `batches`: the better of its weights and average."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(config.seed)
+    model = torchvision_retinanet(config).to(device, memory_format=torch.channels_last).train()
+    average = copy.deepcopy(model)
+    optimizer = torchvision_optimizer(config, model)
+    parameters, averages = list(model.parameters()), list(average.parameters())
+    steps = config.train.steps
+    rates = np.asarray(jax.vmap(make_schedule(config.train))(np.arange(steps)))
+    start = time.perf_counter()
+    for step, batch in enumerate(batches):
+        images, targets = to_torchvision(batch, device)
+        loss = sum(model(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.train.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = float(rates[step])
+        optimizer.step()
+        with torch.no_grad():  # the rule of `make_train_step`
+            decay = min(config.train.average_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(averages, parameters, 1 - decay)
+        if step == 0:
+            start = time.perf_counter()  # the first step is left out on both sides
+        elif step % LOG_EVERY == 0 or step == steps - 1:
+            name = f"torchvision seed {config.seed}"
+            report_progress(name, step, steps - 1, loss.item(), start)
+    seconds = (time.perf_counter() - start) / max(1, steps - 1)
+    for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
+        mine.copy_(theirs)  # BatchNorm's statistics are averages already, as on the other side
+    both = {
+        "weights": score_torchvision(model, evaluator, device),
+        "average": score_torchvision(average, evaluator, device),
+    }
+    better = max(both, key=lambda name: both[name][METRICS[0]])
+    return {"seconds_a_step": seconds, **both[better], "evaluated": better, "both": both}
+
+
+def spread(values: list[float]) -> str:
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}"
+
+
+def print_table(results: list[dict]) -> None:
+    print(f"\n| system | seed | {' | '.join(METRICS)} | evaluated | ms a step |")
+    print("|---|---|---|---|---|---|")
+    for name in SYSTEMS:
+        lines = [line for line in results if line["system"] == name]
+        for line in lines:
+            scores = " | ".join(f"{line[metric]:.3f}" for metric in METRICS)
+            evaluated = line.get("evaluated", "average")
+            milliseconds = f"{line['seconds_a_step'] * 1000:.0f}"
+            print(f"| {name} | {line['seed']} | {scores} | {evaluated} | {milliseconds} |")
+        if lines:
+            scores = " | ".join(spread([line[metric] for line in lines]) for metric in METRICS)
+            print(f"| {name} | mean ± standard deviation | {scores} | | |")
+
+
+SYSTEMS = {"jaxdet": run_ours, "torchvision": run_theirs}
+
+
+def main(_):
+    config = FLAGS.config
+    # The network that torchvision can have too.
+    config.model.depth, config.model.width = 18, 64
+    config.model.fpn_channels = config.model.head_channels = 64
+    config.model.head_depth = 4
+    config.train.steps, config.train.warmup_steps = FLAGS.steps, FLAGS.steps // 10
+    train_set, eval_set = data.train_and_eval(config)
+    targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
+    evaluator = evaluate.Evaluator(config, eval_set, parallel.make_mesh())
+
+    path = Path(FLAGS.results).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines() if path.exists() else []
+    done = {(r["system"], r["seed"], r["steps"]): r for r in map(json.loads, lines)}
+    # Seed by seed, so that a run that is cut short has both systems.
+    for seed in range(FLAGS.seeds):
+        for name, run in SYSTEMS.items():
+            key = {"system": name, "seed": seed, "steps": FLAGS.steps}
+            if tuple(key.values()) in done:
+                continue
+            config.seed = seed
+            result = {**key, **run(config, batches_of(config, train_set, targets), evaluator)}
+            with path.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            done[tuple(key.values())] = result
+            print(", ".join(f"{k} {v}" for k, v in result.items()), flush=True)
+    print(
+        f"\n{FLAGS.steps} steps of {config.train.batch_size} images of {config.data.image_size} "
+        f"pixels; {len(eval_set)} images to evaluate on, ground truth "
+        f"{config.evaluation.ground_truth}"
+    )
+    print_table([r for r in done.values() if r["steps"] == FLAGS.steps and r["seed"] < FLAGS.seeds])
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/phantom.py", "The data's config.")
+    flags.DEFINE_string("results", "runs/against_torchvision.jsonl", "Finished runs, one a line.")
+    flags.DEFINE_integer("steps", 500, "Steps of each run; a tenth of them warms up.")
+    flags.DEFINE_integer("seeds", 3, "Runs of each system, from seed 0.")
+    app.run(main)
