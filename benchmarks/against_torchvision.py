@@ -35,6 +35,7 @@ from jaxdet import data, evaluate, parallel, submission
 from jaxdet.augment import augment
 from jaxdet.inference import Detections
 from jaxdet.models import detector
+from jaxdet.train import plan_anchors
 from jaxdet.train_step import init_state, make_optimizer, make_schedule, make_train_step
 
 FLAGS = flags.FLAGS
@@ -52,6 +53,7 @@ def batches_of(
         batch_size=config.train.batch_size,
         seed=config.seed,
         normal_share=config.data.normal_share,
+        balance_classes=config.data.balance_classes,
         cache=config.data.cache,
         rows=parallel.local_rows(config.train.batch_size),
     )
@@ -114,6 +116,7 @@ def score_torchvision(model: torch.nn.Module, evaluator: evaluate.Evaluator, dev
         np.zeros((n, most), np.int64),
         np.zeros((n, most), np.float32),
         np.zeros((n, most), bool),
+        np.ones(n, np.float32),
     )
     model.eval()
     for start in range(0, n, config.evaluation.batch_size):
@@ -125,6 +128,7 @@ def score_torchvision(model: torch.nn.Module, evaluator: evaluate.Evaluator, dev
             found.classes[i, :count] = output["labels"].cpu()
             found.scores[i, :count] = output["scores"].cpu()
             found.mask[i, :count] = True
+            found.normal[i] = 1 - found.scores[i].max()
     table = submission.to_table(found, dataset.sizes, dataset.image_size)
     scores = evaluate.summarize(table, evaluator.truth, (0.4,), n, config.evaluation.ground_truth)
     return {metric: scores[metric] for metric in METRICS}
@@ -201,6 +205,7 @@ def main(_):
     config.train.steps, config.train.warmup_steps = FLAGS.steps, FLAGS.steps // 10
     train_set, eval_set = data.train_and_eval(config)
     targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
+    config = plan_anchors(config, targets)
     evaluator = evaluate.Evaluator(config, eval_set, parallel.make_mesh())
 
     path = Path(FLAGS.results).expanduser()

@@ -142,6 +142,7 @@ def random_batch(config: ConfigDict, rng: np.random.Generator) -> dict[str, np.n
         "images": rng.integers(0, 256, (n, size, size), np.uint8),
         "boxes": np.concatenate([corner, corner + extent], axis=-1).astype(np.float32),
         "classes": rng.integers(0, config.model.num_classes, (n, most), np.int32),
+        "scores": np.ones((n, most), np.float32),
         "mask": np.arange(most) < counts[:, None],
     }
 
@@ -276,6 +277,9 @@ def make_config(network: str, gpu: bool) -> ConfigDict:
     config = retina.get_config()
     config.data.image_size = FLAGS.size
     config.model.depth = int(network[1:])
+    # What is planned for VinBigData at 256 pixels.
+    config.model.levels = (2, 3, 4, 5, 6)
+    config.model.anchor_scales, config.model.aspect_ratios = (1.26, 2.0, 3.56), (0.35, 0.84, 1.68)
     config.model.dtype = FLAGS.dtype or ("bfloat16" if gpu else "float32")
     config.train.batch_size = FLAGS.batch_size or (64 if gpu else 8)
     for name in config.augment:

@@ -32,6 +32,7 @@ def pyramid_anchors(
     levels: Sequence[int],
     scales: Sequence[float],
     aspect_ratios: Sequence[float],
+    whole_pixels: bool = False,
 ) -> list[Float[np.ndarray, "_ 4"]]:
     """Anchors of every level in model-input pixels, each flattened from (row, column, anchor).
 
@@ -40,13 +41,18 @@ def pyramid_anchors(
         levels: pyramid levels; level l has one place every 2**l pixels.
         scales: sizes in units of the level's stride (COCO's RetinaNet: 4, 5.04, 6.35).
         aspect_ratios: height / width.
+        whole_pixels: cut sizes to whole pixels and round corners to them, as torchvision does.
     """
     pyramid = []
     for level, (rows, columns) in zip(levels, grid_sizes(image_size, levels), strict=True):
         stride_y, stride_x = image_size[0] // rows, image_size[1] // columns
         y, x = np.meshgrid(np.arange(rows) * stride_y, np.arange(columns) * stride_x, indexing="ij")
         centres = np.stack([x, y, x, y], axis=-1)[:, :, None]
-        cell = cell_anchors([scale * 2**level for scale in scales], aspect_ratios)
+        sizes = [scale * 2**level for scale in scales]
+        if whole_pixels:
+            cell = np.rint(cell_anchors([float(int(size)) for size in sizes], aspect_ratios))
+        else:
+            cell = cell_anchors(sizes, aspect_ratios)
         pyramid.append((centres + cell).reshape(-1, 4).astype(np.float32))
     return pyramid
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from jaxdet import InputError, anchors, checkpoint, data, evaluate, parallel, predict
 from jaxdet.config import with_anchors_of_run
 from jaxdet.models import detector
+from jaxdet.models.torchvision import init_from
 from jaxdet.train_step import TrainState, init_state, make_optimizer, make_train_step
 from tfds_vinbig.kaggle import CLASS_NAMES
 
@@ -47,6 +49,16 @@ def plan_anchors(config: ConfigDict, targets: data.Targets) -> ConfigDict:
         mine = reached[classes == label]
         print(f"  {CLASS_NAMES[label]:<20} {mine.mean():6.1%} of {len(mine)}")
     return config
+
+
+def with_pretrained_weights(state: TrainState, file: Path, mesh: jax.sharding.Mesh) -> TrainState:
+    """The first state with the weights of a file of torchvision's, see `init_from`."""
+    params, batch_stats, report = init_from(file.expanduser(), state.params, state.batch_stats)
+    print(report)
+    params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))
+    # Copied, as a donated state must not hold one array twice.
+    average = jax.tree.map(jnp.copy, params)
+    return state._replace(params=params, average=average, batch_stats=batch_stats)
 
 
 def open_log(workdir: Path, step: int) -> Callable[[int, dict], None]:
@@ -110,6 +122,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         # Where to begin.
         if manager.latest_step() is None:
             state = init()
+            if config.model.init_from:
+                state = with_pretrained_weights(state, Path(config.model.init_from), mesh)
         else:
             abstract = checkpoint.abstract_of(jax.eval_shape(init), parallel.replicated(mesh))
             state = checkpoint.restore(manager, manager.latest_step(), **to_items(abstract))

@@ -199,7 +199,7 @@ def test_the_trunk_learns_at_its_rate_and_frozen_stages_not_at_all(config):
     stem = ("backbone/conv1/", "backbone/bn1/", "backbone/stages/0/")
     for name, change in changes[1.0, 0].items():
         share = 0.1 if name.startswith("backbone/") else 1.0
-        np.testing.assert_allclose(changes[0.1, 0][name], share * change, rtol=1e-3, atol=1e-8)
+        np.testing.assert_allclose(changes[0.1, 0][name], share * change, rtol=1e-3, atol=1e-6)
         frozen = changes[1.0, 2][name]
         assert not frozen.any() if name.startswith(stem) else frozen.any() or not change.any()
 

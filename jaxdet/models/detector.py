@@ -26,17 +26,20 @@ def create(config, rngs: nnx.Rngs) -> RetinaNet:
         depth=model.depth,
         width=model.width,
         norm=model.norm,
+        frozen_stages=config.train.frozen_stages,
         levels=model.levels,
+        p6_from=model.p6_from,
         fpn_channels=model.fpn_channels,
         head_channels=model.head_channels,
         head_depth=model.head_depth,
+        head_norm=None if model.head_norm == "none" else model.head_norm,
         image_head=model.image_head,
         dtype=DTYPES[model.dtype],
         rngs=rngs,
     )
 
 
-def split(network: RetinaNet) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def split(network: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Its structure, parameters and BatchNorm statistics."""
     return nnx.split(network, nnx.Param, nnx.BatchStat)
 

@@ -23,11 +23,12 @@ def upsample_to(x: jax.Array, height: int, width: int) -> jax.Array:
 class FPN(nnx.Module):
     """C2-C5 in, the pyramid `levels` out, all with `channels` channels.
 
-    Levels up to 5 come from the top-down path; 6 and 7 are 3x3 stride-2 convolutions of the top of
-    the pyramid, with a ReLU before the second (RetinaNet's P6 and P7).
+    Levels up to 5 come from the top-down path; 6 is a 3x3 stride-2 convolution of P5 (`p6_from`
+    "p5") or of C5 ("c5"), and 7 another of 6 after a ReLU (RetinaNet's P6 and P7).
 
     Raises:
-        InputError: unless levels are consecutive, start at 2 to 5 and end at 5 to 7.
+        InputError: unless levels are consecutive, start at 2 to 5 and end at 5 to 7; or for another
+            `p6_from`.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class FPN(nnx.Module):
         channels: int,
         levels: Sequence[int],
         *,
+        p6_from: str = "p5",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -51,10 +53,13 @@ class FPN(nnx.Module):
                 bias=True, kernel_init=uniform, dtype=dtype, rngs=rngs,
             )  # fmt: skip
 
-        self.first = first
+        if p6_from not in ("p5", "c5"):
+            raise InputError(f"config.model.p6_from: {p6_from!r} is not one of 'p5', 'c5'")
+        self.first, self.p6_from = first, p6_from
         self.lateral = nnx.List([layer(c, 1) for c in in_channels[first - 2 :]])
         self.output = nnx.List([layer(channels, 3) for _ in in_channels[first - 2 :]])
-        self.extra = nnx.List([layer(channels, 3, 2) for _ in range(5, last)])
+        sizes = [channels if p6_from == "p5" else in_channels[-1], channels]
+        self.extra = nnx.List([layer(size, 3, 2) for size in sizes[: last - 5]])
 
     def __call__(self, features: Sequence[jax.Array]) -> list[jax.Array]:
         laterals = [
@@ -63,7 +68,8 @@ class FPN(nnx.Module):
         for i in range(len(laterals) - 2, -1, -1):
             laterals[i] += upsample_to(laterals[i + 1], *laterals[i].shape[1:3])
         pyramid = [layer(x) for layer, x in zip(self.output, laterals, strict=True)]
-        for i, layer in enumerate(self.extra):
-            top = pyramid[-1] if i == 0 else nnx.relu(pyramid[-1])
+        top = pyramid[-1] if self.p6_from == "p5" else features[-1]
+        for layer in self.extra:
             pyramid.append(layer(top))
+            top = nnx.relu(pyramid[-1])
         return pyramid

@@ -12,6 +12,8 @@ from jaxdet import InputError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
+EPSILON = 1e-5  # of every normalisation: torch's
+
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -42,8 +44,24 @@ def conv(
     )
 
 
+class FrozenBatchNorm(nnx.Module):
+    """A fixed scale and shift of each channel: BatchNorm whose four vectors never learn."""
+
+    def __init__(self, channels: int, *, dtype: DTypeLike):
+        # No parameters, so that no optimiser sees them.
+        self.scale, self.bias, self.mean, self.var = (
+            nnx.BatchStat(jnp.full(channels, value)) for value in (1.0, 0.0, 0.0, 1.0)
+        )
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPSILON)
+        shift = self.bias[...] - self.mean[...] * scale
+        return x * scale.astype(self.dtype) + shift.astype(self.dtype)
+
+
 class Norm(nnx.Module):
-    """BatchNorm ("batch") or GroupNorm ("group"), with torch's momentum and epsilon.
+    """BatchNorm ("batch", "frozen_batch") or GroupNorm ("group"), as torch has them.
 
     GroupNorm has 32 groups where they divide the channels, else 8.
 
@@ -53,7 +71,11 @@ class Norm(nnx.Module):
 
     def __init__(self, kind: str, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if kind == "batch":
-            self.layer = nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+            self.layer = nnx.BatchNorm(
+                channels, momentum=0.9, epsilon=EPSILON, dtype=dtype, rngs=rngs
+            )
+        elif kind == "frozen_batch":
+            self.layer = FrozenBatchNorm(channels, dtype=dtype)
         elif kind == "group":
             groups = 32 if channels % 32 == 0 else 8
             if channels % groups:
@@ -61,10 +83,12 @@ class Norm(nnx.Module):
                     f"config.model.norm: GroupNorm needs channels in eights, not {channels}"
                 )
             self.layer = nnx.GroupNorm(
-                channels, num_groups=groups, epsilon=1e-5, dtype=dtype, rngs=rngs
+                channels, num_groups=groups, epsilon=EPSILON, dtype=dtype, rngs=rngs
             )
         else:
-            raise InputError(f"config.model.norm: {kind!r} is not one of 'batch', 'group'")
+            raise InputError(
+                f"config.model.norm: {kind!r} is not one of 'batch', 'frozen_batch', 'group'"
+            )
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         if isinstance(self.layer, nnx.BatchNorm):
@@ -144,8 +168,10 @@ class ResNet(nnx.Module):
     Args:
         depth: 18, 34, 50 or 101.
         width: channels of the first stage (64 in the paper); later stages double it.
-        norm: "batch" or "group".
+        norm: "batch", "frozen_batch" or "group".
         in_channels: 1 for a radiograph.
+        frozen_stages: how much does not learn, BatchNorm's averages included: 0 nothing, 1 the
+            stem, 2 the first stage too, up to 5.
         dtype: of the computation; parameters are float32.
 
     Raises:
@@ -159,11 +185,15 @@ class ResNet(nnx.Module):
         width: int = 64,
         norm: str = "batch",
         in_channels: int = 1,
+        frozen_stages: int = 0,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if depth not in BLOCKS:
             raise InputError(f"config.model.depth: {depth} is not one of {sorted(BLOCKS)}")
+        if not 0 <= frozen_stages <= 5:
+            raise InputError(f"config.train.frozen_stages: {frozen_stages} is not in 0..5")
+        self.frozen_stages = frozen_stages
         block = BasicBlock if depth < 50 else Bottleneck
         self.conv1 = conv(in_channels, width, 7, 2, dtype=dtype, rngs=rngs)
         self.bn1 = Norm(norm, width, dtype=dtype, rngs=rngs)
@@ -182,10 +212,14 @@ class ResNet(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> list[jax.Array]:
         """C2 to C5: features at 1/4, 1/8, 1/16 and 1/32 of the image."""
-        x = max_pool_3x3_stride_2(nnx.relu(self.bn1(self.conv1(x), train)))
+        frozen = self.frozen_stages >= 1
+        x = max_pool_3x3_stride_2(nnx.relu(self.bn1(self.conv1(x), train and not frozen)))
+        x = jax.lax.stop_gradient(x) if frozen else x
         features = []
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages, start=2):
+            frozen = self.frozen_stages >= i
             for block in stage:
-                x = block(x, train)
+                x = block(x, train and not frozen)
+            x = jax.lax.stop_gradient(x) if frozen else x
             features.append(x)
         return features

@@ -62,8 +62,9 @@ class RetinaNet(nnx.Module):
     Args:
         num_classes: number of findings; there is no background class.
         num_anchors: anchors per place.
-        depth, width, norm: of the ResNet trunk, see `ResNet`.
+        depth, width, norm, in_channels, frozen_stages: of the ResNet trunk, see `ResNet`.
         levels: pyramid levels, such as (3, 4, 5, 6, 7).
+        p6_from: see `FPN`.
         fpn_channels: channels of the pyramid.
         head_channels, head_depth: of each head's tower.
         head_norm: "group" for normalised towers (torchvision's v2), None for plain ones.
@@ -79,7 +80,10 @@ class RetinaNet(nnx.Module):
         depth: int = 50,
         width: int = 64,
         norm: str = "batch",
+        in_channels: int = 1,
+        frozen_stages: int = 0,
         levels: Sequence[int] = (3, 4, 5, 6, 7),
+        p6_from: str = "p5",
         fpn_channels: int = 256,
         head_channels: int = 256,
         head_depth: int = 4,
@@ -88,8 +92,23 @@ class RetinaNet(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.backbone = ResNet(depth, width=width, norm=norm, dtype=dtype, rngs=rngs)
-        self.fpn = FPN(self.backbone.out_channels, fpn_channels, levels, dtype=dtype, rngs=rngs)
+        self.backbone = ResNet(
+            depth,
+            width=width,
+            norm=norm,
+            in_channels=in_channels,
+            frozen_stages=frozen_stages,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.fpn = FPN(
+            self.backbone.out_channels,
+            fpn_channels,
+            levels,
+            p6_from=p6_from,
+            dtype=dtype,
+            rngs=rngs,
+        )
         tower = (fpn_channels, head_channels, head_depth, num_anchors)
         head = {"norm": head_norm, "dtype": dtype, "rngs": rngs}
         self.class_head = Head(*tower, num_classes, -math.log((1 - PRIOR) / PRIOR), **head)
@@ -100,7 +119,7 @@ class RetinaNet(nnx.Module):
         )
 
     def __call__(
-        self, images: Float[Array, "batch height width 1"], train: bool = False
+        self, images: Float[Array, "batch height width channels"], train: bool = False
     ) -> Outputs:
         """What the network says of normalised images (`augment.normalize`).
 

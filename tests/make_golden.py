@@ -1,0 +1,183 @@
+"""What torchvision's RetinaNet says, for tests/test_parity.py to compare with.
+
+    pip install torch==2.13.0 torchvision==0.28.0
+    python -m tests.make_golden     # writes tests/golden/v1.npz and v2.npz
+
+Its weights come from a generator seeded by the name of each, so that they need no file.
+"""
+
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+GOLDEN = Path(__file__).parent / "golden"
+NUM_CLASSES = 6
+SIZES = ((128, 128), (256, 256), (128, 192))  # (height, width) in pixels
+EVERY = 23  # anchors that are kept of the outputs
+
+
+def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The value of a weight, by its name in torchvision; activations stay near 1."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith("running_var"):
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if len(shape) == 1:
+        if name.endswith("weight"):  # of a normalisation; small where a block joins its shortcut
+            low = 0.1 if name.endswith("bn3.weight") else 0.5
+            return rng.uniform(low, 2 * low, shape).astype(np.float32)
+        offset = -3.0 if "cls_logits" in name else 0.0
+        return (rng.normal(0, 0.1, shape) + offset).astype(np.float32)
+    gain = math.sqrt(2)
+    for part, smaller in (("inner_blocks", 0.3), ("cls_logits", 0.5), ("bbox_reg", 0.3)):
+        gain = smaller if part in name else gain
+    return rng.normal(0, gain / math.sqrt(np.prod(shape[1:])), shape).astype(np.float32)
+
+
+def images(size: tuple[int, int]) -> np.ndarray:
+    """Two normalised pictures [2, height, width, 3]: smooth, so that they differ from place to
+    place."""
+    rng = np.random.default_rng(size[0] + 3 * size[1])
+    coarse = rng.normal(0, 1.5, (2, size[0] // 16, size[1] // 16, 3))
+    return (
+        coarse.repeat(16, axis=1).repeat(16, axis=2) + rng.normal(0, 0.5, (2, *size, 3))
+    ).astype(np.float32)
+
+
+def boxes(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Five boxes and their classes, one so small that only a low-quality match reaches it."""
+    rng = np.random.default_rng(size[0] + 5 * size[1])
+    corner = rng.uniform(0, np.array([size[1], size[0]]) - 64, (5, 2))
+    extent = np.concatenate([rng.uniform(16, 64, (4, 2)), [[5, 4]]])
+    return np.concatenate([corner, corner + extent], 1).astype(np.float32), np.array(
+        [0, 3, 5, 3, 1]
+    )
+
+
+def head_outputs(size: tuple[int, int], num_anchors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Class logits and box offsets of one image, to choose detections from."""
+    rng = np.random.default_rng(size[0] + 9 * size[1])
+    logits = rng.normal(-3.5, 1.5, (num_anchors, NUM_CLASSES))
+    return logits.astype(np.float32), rng.normal(0, 0.3, (num_anchors, 4)).astype(np.float32)
+
+
+def project(name: str, gradient: np.ndarray) -> np.ndarray:
+    """A gradient's norm, and its parts along three random directions."""
+    rng = np.random.default_rng(zlib.crc32(f"directions of {name}".encode()))
+    directions = rng.normal(size=(3, gradient.size))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    flat = gradient.ravel().astype(np.float64)
+    return np.append(np.linalg.norm(flat), directions @ flat)
+
+
+def torchvision_model(version: str):
+    """RetinaNet with ResNet-50: v1 as its COCO weights are loaded (frozen BatchNorm without
+    epsilon), or v2."""
+    import torch
+
+    from benchmarks.torchvision_cpu import torchvision
+
+    detection, ops = torchvision.models.detection, torchvision.ops
+    if version == "v1":
+        trunk = torchvision.models.resnet50(norm_layer=ops.FrozenBatchNorm2d)
+        backbone = detection.backbone_utils._resnet_fpn_extractor(
+            trunk,
+            5,
+            returned_layers=[2, 3, 4],
+            extra_blocks=ops.feature_pyramid_network.LastLevelP6P7(256, 256),
+        )
+        model = detection.RetinaNet(backbone, num_classes=NUM_CLASSES)
+        for module in model.modules():
+            if isinstance(module, ops.FrozenBatchNorm2d):
+                module.eps = 0.0
+    else:
+        model = detection.retinanet_resnet50_fpn_v2(weights_backbone=None, num_classes=NUM_CLASSES)
+    state = {
+        name: torch.tensor(fill(name, tuple(value.shape))) if value.ndim else value
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    return model
+
+
+def torchvision_side(version: str) -> dict[str, np.ndarray]:
+    """Anchors, outputs, matches, detections of each size; losses and gradients of two batches."""
+    import torch
+
+    from benchmarks.torchvision_cpu import torchvision
+
+    image_list = torchvision.models.detection.image_list.ImageList
+    model, result = torchvision_model(version), {}
+    for size in SIZES:
+        key = f"{size[0]}x{size[1]}"
+        x = torch.tensor(images(size)).permute(0, 3, 1, 2)
+        found, labels = map(torch.tensor, boxes(size))
+        model.eval()
+        with torch.no_grad():
+            features = list(model.backbone(x).values())
+            outputs = model.head(features)
+            anchors = model.anchor_generator(image_list(x, [size] * 2), features)[0]
+            result[f"{key}/anchors"] = anchors.numpy()[::EVERY]
+            result[f"{key}/class_logits"] = outputs["cls_logits"].numpy()[:, ::EVERY]
+            result[f"{key}/box_offsets"] = outputs["bbox_regression"].numpy()[:, ::EVERY]
+            iou = torchvision.ops.box_iou(found, anchors)
+            result[f"{key}/matches"] = model.proposal_matcher(iou).numpy().astype(np.int8)
+            per_level = [f.shape[2] * f.shape[3] * 9 for f in features]
+            logits, offsets = map(torch.tensor, head_outputs(size, len(anchors)))
+            given = {"cls_logits": logits[None], "bbox_regression": offsets[None]}
+            for name, out in (("given", given), ("image", {k: v[:1] for k, v in outputs.items()})):
+                split = {k: list(v.split(per_level, dim=1)) for k, v in out.items()}
+                # Fifty leave room between scores, which the two round in their own ways.
+                model.detections_per_img = 300 if name == "given" else 50
+                (chosen,) = model.postprocess_detections(
+                    split, [list(anchors.split(per_level))], [size]
+                )
+                for field in ("boxes", "labels", "scores"):
+                    result[f"{key}/{name}/{field}"] = chosen[field].numpy()
+
+    size = SIZES[0]
+    x = torch.tensor(images(size)).permute(0, 3, 1, 2)
+    found, labels = map(torch.tensor, boxes(size))
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    model.train()
+    for batch, targets in (
+        ("mixed", [{"boxes": found, "labels": labels}, nothing]),
+        ("normal", [nothing, nothing]),
+    ):
+        model.zero_grad()
+        features = list(model.backbone(x).values())
+        outputs = model.head(features)
+        anchors = model.anchor_generator(image_list(x, [size] * 2), features)
+        losses = model.compute_loss(targets, outputs, anchors)
+        result[f"{batch}/losses"] = np.array(
+            [losses["classification"].item(), losses["bbox_regression"].item()]
+        )
+        sum(losses.values()).backward()
+        for name, parameter in model.named_parameters():
+            gradient = parameter.grad
+            gradient = torch.zeros_like(parameter) if gradient is None else gradient
+            result[f"{batch}/gradient/{name}"] = gradient.numpy().copy()
+    return result
+
+
+def main():
+    GOLDEN.mkdir(exist_ok=True)
+    for version in ("v1", "v2"):
+        side = {
+            name: project(name.split("/")[-1], value) if "/gradient/" in name else value
+            for name, value in torchvision_side(version).items()
+        }
+        for name, scores in side.items():
+            if name.endswith("scores"):
+                gap = -np.diff(scores.astype(float)).max()
+                print(
+                    version,
+                    name,
+                    f"scores {scores[0]:.3f} to {scores[-1]:.3f}, gaps from {gap:.1e}",
+                )
+        np.savez_compressed(GOLDEN / f"{version}.npz", **side)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Weights of torchvision's kinds of files, made up here: no torch is needed but for one test."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from jaxdet import InputError
+from jaxdet.augment import normalize
+from jaxdet.models import detector
+from jaxdet.models.resnet import ResNet
+from jaxdet.models.retinanet import RetinaNet
+from jaxdet.models.torchvision import MEAN, STD, init_from, read
+from tests import make_golden as golden
+from tests.test_parity import torch_names
+
+
+def detector_state(**options):
+    """Structure, parameters and statistics of a ResNet-18 RetinaNet, all ones."""
+    options = {"num_classes": 14, "num_anchors": 9, "depth": 18, **options}
+    shapes = detector.split(nnx.eval_shape(lambda: RetinaNet(**options, rngs=nnx.Rngs(0))))
+    return shapes[0], *jax.tree.map(lambda x: jnp.ones(x.shape), shapes[1:])
+
+
+def file_of(params, batch_stats, seen=True):
+    """A state dict as torchvision has it for such a network."""
+    state = {
+        name: golden.fill(name, value.shape)
+        for name, value in (torch_names(params) | torch_names(batch_stats)).items()
+    }
+    return {**state, "backbone.body.bn1.num_batches_tracked": np.array(7)} if seen else state
+
+
+@pytest.fixture(scope="module")
+def coco():
+    """A detector of 91 classes for colour."""
+    return file_of(*detector_state(num_classes=91, in_channels=3)[1:])
+
+
+@pytest.fixture(scope="module")
+def classifier(coco):
+    prefix = "backbone.body."
+    state = {k.removeprefix(prefix): v for k, v in coco.items() if k.startswith(prefix)}
+    return {**state, "fc.weight": np.zeros((1000, 512), "f"), "fc.bias": np.zeros(1000, "f")}
+
+
+def save(path, state):
+    np.savez(path, **state)
+    return path
+
+
+def test_every_kind_of_file_is_read_alike(coco, tmp_path):
+    save(tmp_path / "a.npz", coco)
+    save_file(coco, tmp_path / "a.safetensors")
+    for name in ("a.npz", "a.safetensors"):
+        got = read(tmp_path / name)
+        assert got.keys() == coco.keys()
+        assert all(np.array_equal(got[key], coco[key]) for key in coco)
+
+
+def test_torchs_own_files_are_read(coco, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {key: torch.tensor(value) for key, value in coco.items()}
+    torch.save(state, tmp_path / "a.pth")
+    torch.save({"model": state, "epoch": 3}, tmp_path / "b.pth")
+    for name in ("a.pth", "b.pth"):
+        got = read(tmp_path / name)
+        assert all(np.array_equal(got[key], coco[key]) for key in coco)
+
+
+def test_a_classifier_gives_the_trunk_and_a_grey_picture_looks_the_same(classifier, tmp_path):
+    """In colour by torchvision's normalisation, or in grey by ours: C2 is equal inside."""
+    _, params, stats = detector_state()
+    new, new_stats, report = init_from(save(tmp_path / "r18.npz", classifier), params, stats)
+    assert "left as they were: box_head/" in report and "fpn/lateral/0/kernel" in report
+    for ours, theirs in ((new.class_head, params.class_head), (new.fpn, params.fpn)):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+    grey = np.random.default_rng(0).integers(0, 256, (1, 128, 128)).astype(np.uint8)
+    colour = (grey[..., None] / 255 - MEAN) / STD
+
+    def run(channels, params, stats, images):
+        make = lambda: ResNet(18, in_channels=channels, rngs=nnx.Rngs(0))  # noqa: E731
+        graphdef, *_ = detector.split(nnx.eval_shape(make))
+        images = jnp.array(images, jnp.float32)
+        return jax.jit(lambda p, s: nnx.merge(graphdef, p, s)(images, False))(params, stats)
+
+    _, three, three_stats = detector_state(in_channels=3)
+    three, three_stats, _ = init_from(tmp_path / "r18.npz", three, three_stats)
+    ours = run(1, new.backbone, new_stats.backbone, normalize(jnp.array(grey)))
+    theirs = run(3, three.backbone, three_stats.backbone, colour)
+    inside = np.s_[:, 4:-4, 4:-4]
+    assert np.std(theirs[0]) > 0.1
+    np.testing.assert_allclose(ours[0][inside], theirs[0][inside], atol=2e-4)
+    # The border lacks a constant, which is small.
+    assert np.abs(ours[0] - theirs[0]).max() < 0.2 * np.abs(theirs[0]).max()
+
+
+def test_a_detector_of_other_classes_keeps_all_but_the_class_layer(coco, tmp_path):
+    _, params, stats = detector_state()
+    new, _, report = init_from(save(tmp_path / "coco.npz", coco), params, stats)
+    assert "class_head/final/kernel (819 outputs there, 126 here)" in report
+    got, before, file = torch_names(new), torch_names(params), coco
+    for name, value in got.items():
+        if "cls_logits" in name:
+            np.testing.assert_array_equal(value, before[name])
+        elif name != "backbone.body.conv1.weight":
+            np.testing.assert_array_equal(value, file[name])
+
+
+def test_old_names_of_the_heads_and_frozen_statistics(tmp_path):
+    """A frozen variance has no epsilon there, so with ours it is as large."""
+    _, params, stats = detector_state(in_channels=3, norm="frozen_batch")
+    state = file_of(params, stats, seen=False)
+    # Once counted with the ReLUs between.
+    old = {}
+    for name, value in state.items():
+        for i in range(4):
+            name = name.replace(f"head.conv.{i}.0.", f"head.conv.{2 * i}.")
+        old[name] = value
+    assert "head.regression_head.conv.6.weight" in old
+    new, new_stats, _ = init_from(save(tmp_path / "v1.npz", old), params, stats)
+    np.testing.assert_array_equal(
+        torch_names(new)["head.regression_head.conv.3.0.weight"],
+        state["head.regression_head.conv.3.0.weight"],
+    )
+    var = torch_names(new_stats)["backbone.body.bn1.running_var"]
+    np.testing.assert_allclose(var + 1e-5, state["backbone.body.bn1.running_var"], rtol=1e-6)
+
+
+def test_other_levels_and_anchors_take_what_fits(coco, tmp_path):
+    _, params, stats = detector_state(levels=(2, 3, 4, 5, 6), num_anchors=6, num_classes=91)
+    new, _, report = init_from(save(tmp_path / "coco.npz", coco), params, stats)
+    for name in ("fpn/lateral/0", "fpn/output/0", "box_head/final/kernel (36 outputs there, 24"):
+        assert name in report
+    assert "of no use here: backbone.fpn.extra_blocks.p7.bias" in report
+    kernel = coco["backbone.fpn.inner_blocks.2.0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(new.fpn.lateral[3].kernel[...], kernel)
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"depth": 34}, r"has no backbone.body.layer1.2.bn1.bias, which backbone/stages/0/2"),
+        ({"depth": 50}, r"backbone.body.bn1|layer1.0"),
+        ({"width": 32}, r"backbone.body.bn1.bias is \(64,\) there and \(32,\) in backbone/bn1"),
+        ({"fpn_channels": 64}, r"is \(3, 3, 256, 256\) there and \(3, 3, 64, 256\)"),
+        ({"head_depth": 2}, r"has head.classification_head.conv.2.0.bias, which this network"),
+        ({"head_norm": "group"}, r"has no head.*conv.0.1"),
+        ({"norm": "group"}, r"which this network lacks"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(coco, tmp_path, options, message):
+    _, params, stats = detector_state(**options)
+    with pytest.raises(InputError, match=rf"config\.model\.init_from: .*coco.npz: .*{message}"):
+        init_from(save(tmp_path / "coco.npz", coco), params, stats)
+
+
+@pytest.mark.parametrize("name", ["none.npz", "broken.npz", "broken.safetensors", "a.h5"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    if "broken" in name:
+        (tmp_path / name).write_bytes(b"not weights")
+    with pytest.raises(InputError, match=rf"config\.model\.init_from: .*{name}"):
+        read(tmp_path / name)
