@@ -54,7 +54,10 @@ def test_train_leaves_every_file_of_the_contract(trained):
     assert "training boxes at IoU 0.5" in done.stdout and "mAP@0.4" in done.stdout
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
-    assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 8
+    model = json.loads((workdir / "config.json").read_text())["model"]
+    assert model["width"] == 8 and model["levels"] == [4, 5]
+    # Not given, so planned.
+    assert len(model["anchor_scales"]) == 2 and len(model["aspect_ratios"]) == 3
     assert list((workdir / "tensorboard").glob("events*"))
 
 
@@ -86,6 +89,30 @@ def test_two_processes_train_as_one(trained, data_dir, tmp_path):
         if "loss" in a:
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
     assert (tmp_path / "evaluation.json").exists() and (tmp_path / "submission.csv").exists()
+
+
+def test_crossval_scores_every_training_image_once(data_dir, kaggle_folder, tmp_path):
+    common = [*TINY, f"--config.data.dir={data_dir}", f"--workdir={tmp_path}", "--mode=crossval"]
+    done = run(*common, "--config.data.num_folds=2")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "evaluation.json").read_text())
+    parts = [json.loads((tmp_path / f"fold{k}/evaluation.json").read_text()) for k in (0, 1)]
+    assert scores["num_images"] == sum(part["num_images"] for part in parts) == 30
+    train = pd.read_csv(kaggle_folder / "train.csv")
+    assert set(pd.read_csv(tmp_path / "out_of_fold.csv").image_id) == set(train.image_id)
+    again = run(
+        "--mode=score", f"--annotations={kaggle_folder}/train.csv", "--ground_truth=wbf@0.4",
+        f"--submission={tmp_path}/out_of_fold.csv", "--bootstrap=1000",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    # The file has two decimals of a pixel.
+    got = json.loads(again.stdout)
+    assert got["mAP@0.4"] == pytest.approx(scores["mAP@0.4"], abs=1e-3)
+    assert got["95% interval"]["mAP@0.4"] == pytest.approx(
+        scores["95% interval"]["mAP@0.4"], abs=0.05
+    )
+    wrong = run(*common, "--config.data.split=seed111")
+    assert wrong.returncode == 2 and "config.data.split" in wrong.stderr
 
 
 def test_submission_has_every_test_image_in_the_order_of_the_sample(trained, kaggle_folder):

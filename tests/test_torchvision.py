@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from jaxdet import InputError
+from jaxdet import InputError, evaluate, parallel, train
 from jaxdet.augment import normalize
 from jaxdet.models import detector
 from jaxdet.models.resnet import ResNet
@@ -91,11 +91,11 @@ def test_a_classifier_gives_the_trunk_and_a_grey_picture_looks_the_same(classifi
     three, three_stats, _ = init_from(tmp_path / "r18.npz", three, three_stats)
     ours = run(1, new.backbone, new_stats.backbone, normalize(jnp.array(grey)))
     theirs = run(3, three.backbone, three_stats.backbone, colour)
-    inside = np.s_[:, 4:-4, 4:-4]
+    inside = np.s_[:, 7:-7, 7:-7]  # what the padding of six convolutions does not reach
     assert np.std(theirs[0]) > 0.1
     np.testing.assert_allclose(ours[0][inside], theirs[0][inside], atol=2e-4)
     # The border lacks a constant, which is small.
-    assert np.abs(ours[0] - theirs[0]).max() < 0.2 * np.abs(theirs[0]).max()
+    assert np.abs(ours[0] - theirs[0]).max() < 0.1 * np.abs(theirs[0]).max()
 
 
 def test_a_detector_of_other_classes_keeps_all_but_the_class_layer(coco, tmp_path):
@@ -164,3 +164,22 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
         (tmp_path / name).write_bytes(b"not weights")
     with pytest.raises(InputError, match=rf"config\.model\.init_from: .*{name}"):
         read(tmp_path / name)
+
+
+def test_a_run_starts_from_the_file_and_goes_on_from_its_checkpoint(config, tmp_path, capsys):
+    """With a learning rate of nearly nothing the weights stay what they were."""
+    sizes = ("width", "fpn_channels", "head_channels", "head_depth", "levels")
+    options = {name: config.model[name] for name in sizes}
+    _, params, stats = detector_state(num_classes=91, in_channels=3, **options)
+    config.model.init_from = str(save(tmp_path / "coco.npz", file_of(params, stats)))
+    config.train.update({"steps": 1, "learning_rate": 1e-12})
+    train.train(config, tmp_path / "run")
+    assert "coco.npz: " in capsys.readouterr().out
+    weights, _ = evaluate.load_weights(config, tmp_path / "run", "latest", parallel.make_mesh())
+    got, file = torch_names(weights["params"]), np.load(tmp_path / "coco.npz")
+    for name in ("backbone.body.layer3.0.conv1.weight", "head.regression_head.conv.0.0.weight"):
+        np.testing.assert_allclose(got[name], file[name], atol=1e-6)
+
+    config.train.steps = 2
+    (tmp_path / "coco.npz").unlink()
+    train.train(config, tmp_path / "run")
