@@ -27,10 +27,10 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name.endswith("weight"):  # of a normalisation; small where a block joins its shortcut
             low = 0.1 if name.endswith("bn3.weight") else 0.5
             return rng.uniform(low, 2 * low, shape).astype(np.float32)
-        offset = -3.0 if "cls_logits" in name else 0.0
+        offset = -4.0 if "cls_logits" in name else 0.0
         return (rng.normal(0, 0.1, shape) + offset).astype(np.float32)
     gain = math.sqrt(2)
-    for part, smaller in (("inner_blocks", 0.3), ("cls_logits", 0.5), ("bbox_reg", 0.3)):
+    for part, smaller in (("inner_blocks", 0.3), ("cls_logits", 1.5), ("bbox_reg", 0.3)):
         gain = smaller if part in name else gain
     return rng.normal(0, gain / math.sqrt(np.prod(shape[1:])), shape).astype(np.float32)
 
@@ -136,10 +136,14 @@ def torchvision_side(version: str) -> dict[str, np.ndarray]:
                 for field in ("boxes", "labels", "scores"):
                     result[f"{key}/{name}/{field}"] = chosen[field].numpy()
 
-    size = SIZES[0]
-    x = torch.tensor(images(size)).permute(0, 3, 1, 2)
+    size, model = SIZES[0], model.double()
+    x = torch.tensor(images(size)).permute(0, 3, 1, 2).double()
     found, labels = map(torch.tensor, boxes(size))
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    found = found.double()
+    nothing = {
+        "boxes": torch.zeros(0, 4, dtype=torch.float64),
+        "labels": torch.zeros(0, dtype=torch.int64),
+    }
     model.train()
     for batch, targets in (
         ("mixed", [{"boxes": found, "labels": labels}, nothing]),
