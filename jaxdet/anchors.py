@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxdet import InputError
+
 
 def grid_sizes(image_size: tuple[int, int], levels: Sequence[int]) -> list[tuple[int, int]]:
     """(rows, columns) of each level; level l halves the image l times, rounding up."""
@@ -119,8 +121,14 @@ def plan(
 
     Args:
         boxes: in pixels of a square image of `image_size`; at least one.
-        num_scales, num_ratios: how many to choose; anchors a place are their product.
+        num_scales, num_ratios: how many to choose, 1 to 6; anchors a place are their product.
+
+    Raises:
+        InputError: for more, which would take long to choose and longer to train.
     """
+    for name, number in (("num_scales", num_scales), ("num_ratios", num_ratios)):
+        if not 1 <= number <= 6:
+            raise InputError(f"config.model.{name}: {number} is not in 1..6")
     labels, counts = np.unique(classes, return_counts=True)
     rows = [np.flatnonzero(classes == label) for label in labels]
     rows = [r[np.linspace(0, len(r) - 1, min(len(r), BOXES_A_CLASS)).astype(int)] for r in rows]

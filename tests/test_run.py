@@ -251,6 +251,7 @@ def test_score_of_a_split_of_the_truth(tmp_path):
         ),
         (["--config=configs/phantom.py", "--workdir=/dev/null"], "/dev/null"),
         (["--config=configs/phantom.py", "--mode=evaluate", "--workdir=w"], "train first"),
+        (["--config=configs/phantom.py", "--config.model.num_scales=9", "--workdir=w"], "1..6"),
         (["--config=configs/phantom.py", "--config.data.fusion=x", "--workdir=w"], "'x'"),
         (["--mode=score", "--submission=s.csv"], "--annotations"),
         (["--mode=score", "--annotations=none.csv", "--submission=s.csv"], "none.csv"),

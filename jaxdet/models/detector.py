@@ -20,6 +20,8 @@ def create(config, rngs: nnx.Rngs) -> RetinaNet:
     model = config.model
     if model.dtype not in DTYPES:
         raise InputError(f"config.model.dtype: {model.dtype!r} is not one of {', '.join(DTYPES)}")
+    if model.head_norm not in ("none", "group"):
+        raise InputError(f"config.model.head_norm: {model.head_norm!r} is not one of none, group")
     return RetinaNet(
         num_classes=model.num_classes,
         num_anchors=len(model.anchor_scales) * len(model.aspect_ratios),
