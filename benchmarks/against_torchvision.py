@@ -34,9 +34,8 @@ from benchmarks.train_step import to_torchvision, torchvision_optimizer, torchvi
 from jaxdet import data, evaluate, parallel, submission
 from jaxdet.augment import augment
 from jaxdet.inference import Detections
-from jaxdet.models import detector
 from jaxdet.train import plan_anchors
-from jaxdet.train_step import init_state, make_optimizer, make_schedule, make_train_step
+from jaxdet.train_step import compile_training, make_schedule
 
 FLAGS = flags.FLAGS
 METRICS = ("mAP14@0.4", "mAP@0.4")
@@ -47,16 +46,7 @@ def batches_of(
     config: ConfigDict, train_set: data.Dataset, targets: data.Targets
 ) -> Iterator[dict[str, np.ndarray]]:
     """The augmented batches of a run, on the host: what both systems learn from."""
-    batches = data.training_batches(
-        train_set,
-        targets,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        normal_share=config.data.normal_share,
-        balance_classes=config.data.balance_classes,
-        cache=config.data.cache,
-        rows=parallel.local_rows(config.train.batch_size),
-    )
+    batches = data.training_batches(config, train_set, targets, slice(None))
     augment_fn = jax.jit(lambda key, *arrays: augment(key, *arrays, **config.augment))
     stream = data.read_ahead(batches, 0, config.data.num_workers)
     for step in range(config.train.steps):
@@ -83,15 +73,8 @@ def run_ours(config: ConfigDict, batches: Iterator[dict], evaluator: evaluate.Ev
     for name in still.augment:
         still.augment[name] = 0.0
     mesh = evaluator.mesh
-    replicated = parallel.replicated(mesh)
-    optimizer = make_optimizer(still.train)
-    state = jax.jit(lambda: init_state(still, optimizer), out_shardings=replicated)()
-    step_fn = jax.jit(
-        make_train_step(still, detector.graphdef(still), optimizer),
-        in_shardings=(replicated, parallel.sharded(mesh)),
-        out_shardings=replicated,
-        donate_argnums=0,
-    )
+    init, step_fn = compile_training(still, mesh)
+    state = init()
     name, steps = f"jaxdet seed {config.seed}", config.train.steps
     for step, batch in enumerate(batches):
         state, metrics = step_fn(state, parallel.shard_batch(batch, mesh))

@@ -23,9 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
 
 from jaxdet import data, parallel
 from jaxdet.evaluate import Evaluator
-from jaxdet.models import detector
 from jaxdet.train import plan_anchors
-from jaxdet.train_step import init_state, make_optimizer, make_train_step
+from jaxdet.train_step import compile_training
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/phantom.py", "What is varied.")
 RESULTS = flags.DEFINE_string("results", "runs/recipe.jsonl", "A line a run.")
@@ -66,24 +65,8 @@ def run(config, train_set, eval_set) -> dict[str, dict]:
     targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
     config = plan_anchors(config, targets)
     mesh = parallel.make_mesh()
-    optimizer = make_optimizer(config.train)
-    step_fn = jax.jit(
-        make_train_step(config, detector.graphdef(config), optimizer),
-        in_shardings=(parallel.replicated(mesh), parallel.sharded(mesh)),
-        out_shardings=parallel.replicated(mesh),
-        donate_argnums=0,
-    )
-    init = jax.jit(lambda: init_state(config, optimizer), out_shardings=parallel.replicated(mesh))
-    batches = data.training_batches(
-        train_set,
-        targets,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        normal_share=config.data.normal_share,
-        balance_classes=config.data.balance_classes,
-        cache=True,
-        rows=slice(None),
-    )
+    init, step_fn = compile_training(config, mesh)
+    batches = data.training_batches(config, train_set, targets, slice(None))
     stream = data.read_ahead(batches, 0, config.data.num_workers)
     state = init()
     for _ in range(config.train.steps):

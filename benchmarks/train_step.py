@@ -40,8 +40,7 @@ from ml_collections import ConfigDict
 from benchmarks.torchvision_cpu import torchvision
 from configs import retina
 from jaxdet import anchors, parallel
-from jaxdet.models import detector
-from jaxdet.train_step import init_state, make_optimizer, make_train_step
+from jaxdet.train_step import compile_training
 
 FLAGS = flags.FLAGS
 
@@ -154,16 +153,8 @@ class Ours:
 
     def __init__(self, config: ConfigDict, batch: dict):
         self.mesh = parallel.make_mesh()
-        optimizer = make_optimizer(config.train)
-        replicated = parallel.replicated(self.mesh)
-        init = jax.jit(lambda: init_state(config, optimizer), out_shardings=replicated)
+        init, step = compile_training(config, self.mesh)
         self.state = init()
-        step = jax.jit(
-            make_train_step(config, detector.graphdef(config), optimizer),
-            in_shardings=(replicated, parallel.sharded(self.mesh)),
-            out_shardings=replicated,
-            donate_argnums=0,
-        )
         self.step = step.lower(self.state, parallel.shard_batch(batch, self.mesh)).compile()
 
     def run(self, batches: list[dict]) -> float:

@@ -33,6 +33,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def exists(workdir: Path) -> bool:
+    """Whether the run in `workdir` has a finished checkpoint to go on from."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
 def open_manager(workdir: Path, read_only: bool = False) -> ocp.CheckpointManager:
     """The checkpoints of a run, in `workdir`/checkpoints.
 

@@ -297,29 +297,20 @@ def decode_all(dataset: Dataset, name: str) -> UInt8[np.ndarray, "n height width
     return images
 
 
-def training_batches(
-    dataset: Dataset,
-    targets: Targets,
-    *,
-    batch_size: int,
-    seed: int,
-    normal_share: float | None,
-    balance_classes: bool,
-    cache: bool,
-    rows: slice,
-) -> grain.MapDataset:
+def training_batches(config, dataset: Dataset, targets: Targets, rows: slice) -> grain.MapDataset:
     """An endless sequence: `batches[step]` is the batch of that step, the same on every call.
 
-    Every image comes once an epoch, in an order of its own each epoch. With `normal_share`, that
-    share of the images drawn has no finding (each kind in epochs of its own); None leaves the
-    share as it is in the data. With `balance_classes`, the images with findings come from each
+    Every image comes once an epoch, in an order of its own each epoch. With `data.normal_share`,
+    that share of the images drawn has no finding (each kind in epochs of its own); None leaves the
+    share as it is in the data. With `data.balance_classes`, the images with findings come from each
     class in turn: an image of several is in the epochs of each. `rows` are those of the global
-    batch that this process loads. `cache` keeps the decoded images in memory.
+    batch that this process loads. `data.cache` keeps the decoded images in memory.
 
     Raises:
         InputError: if a share is asked of a kind that the data lacks.
     """
-    images = decode_all(dataset, "train") if cache else None
+    images = decode_all(dataset, "train") if config.data.cache else None
+    normal_share, balance_classes = config.data.normal_share, config.data.balance_classes
     normal = ~targets.mask.any(axis=1)
     kinds, weights = [np.arange(len(dataset))], [1.0]
     if normal_share is not None or balance_classes:
@@ -338,7 +329,7 @@ def training_batches(
                 f"config.data.normal_share: {share} needs images with and without findings"
             )
     streams = [
-        grain.MapDataset.source(kind).seed(seed + i).shuffle().repeat()
+        grain.MapDataset.source(kind).seed(config.seed + i).shuffle().repeat()
         for i, kind in enumerate(kinds)
         if weights[i] > 0
     ]
@@ -348,7 +339,7 @@ def training_batches(
         chosen = np.asarray(chosen)[rows]
         return {
             "images": images[chosen]
-            if cache
+            if config.data.cache
             else np.stack([dataset.decode(int(i)) for i in chosen]),
             "boxes": targets.boxes[chosen],
             "classes": targets.classes[chosen],
@@ -356,7 +347,7 @@ def training_batches(
             "mask": targets.mask[chosen],
         }
 
-    return stream.batch(batch_size).map(load)
+    return stream.batch(config.train.batch_size).map(load)
 
 
 def read_ahead(

@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from jaxdet import InputError, anchors, checkpoint, data, evaluate, parallel, predict
 from jaxdet.config import with_anchors_of_run
-from jaxdet.models import detector
 from jaxdet.models.torchvision import init_from
-from jaxdet.train_step import TrainState, init_state, make_optimizer, make_train_step
+from jaxdet.train_step import TrainState, compile_training
 from tfds_vinbig.kaggle import CLASS_NAMES
 
 
@@ -101,21 +100,18 @@ def train(config: ConfigDict, workdir: Path) -> None:
     )
 
     # Anchors: of the run that goes on here, or planned.
-    if (workdir / "checkpoints").is_dir() and (workdir / "config.json").exists():
+    resumes = checkpoint.exists(workdir)
+    if resumes:
         config = with_anchors_of_run(config, workdir)
     config = plan_anchors(config, targets)
 
     # Model and optimiser, on every device.
     mesh = parallel.make_mesh()
-    optimizer = make_optimizer(config.train)
-    graphdef = detector.graphdef(config)
-    init = jax.jit(lambda: init_state(config, optimizer), out_shardings=parallel.replicated(mesh))
-    step_fn = jax.jit(
-        make_train_step(config, graphdef, optimizer),
-        in_shardings=(parallel.replicated(mesh), parallel.sharded(mesh)),
-        out_shardings=parallel.replicated(mesh),
-        donate_argnums=0,
-    )
+    init, step_fn = compile_training(config, mesh)
+    if config.model.init_from and not resumes:
+        # Only to see that it fits, before anything is written.
+        abstract = jax.eval_shape(init)
+        init_from(Path(config.model.init_from).expanduser(), abstract.params, abstract.batch_stats)
 
     main_process = jax.process_index() == 0
     with checkpoint.open_manager(workdir) as manager:
@@ -138,16 +134,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             return
 
         # The loop.
-        batches = data.training_batches(
-            train_set,
-            targets,
-            batch_size=batch_size,
-            seed=config.seed,
-            normal_share=config.data.normal_share,
-            balance_classes=config.data.balance_classes,
-            cache=config.data.cache,
-            rows=rows,
-        )
+        batches = data.training_batches(config, train_set, targets, rows)
         stream = data.read_ahead(batches, first, config.data.num_workers)
         evaluator = evaluate.Evaluator(config, eval_set, mesh)
         progress = tqdm(

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxdet import InputError
+from jaxdet import InputError, parallel
 from jaxdet.augment import augment, normalize
 from jaxdet.losses import image_loss, retinanet_loss
 from jaxdet.matching import match_anchors, match_anchors_atss
@@ -156,3 +156,22 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     return train_step
+
+
+def compile_training(
+    config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[Callable[[], TrainState], Callable[[TrainState, dict], tuple[TrainState, dict]]]:
+    """The jitted `init()` and `step(state, batch)`: state on every device, batch split over them.
+
+    The step takes the state's memory for the new one.
+    """
+    optimizer = make_optimizer(config.train)
+    replicated = parallel.replicated(mesh)
+    init = jax.jit(lambda: init_state(config, optimizer), out_shardings=replicated)
+    step = jax.jit(
+        make_train_step(config, detector.graphdef(config), optimizer),
+        in_shardings=(replicated, parallel.sharded(mesh)),
+        out_shardings=replicated,
+        donate_argnums=0,
+    )
+    return init, step

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from configs import retina
 from jaxdet import InputError, data
 from tfds_vinbig.kaggle import NO_FINDING
 
@@ -16,11 +17,13 @@ def dataset(config):
 def batches(
     dataset, seed=0, normal_share=None, balance_classes=False, cache=True, rows=slice(None)
 ):
+    config = retina.get_config()
+    config.seed, config.train.batch_size = seed, 8
+    config.data.update({"balance_classes": balance_classes, "cache": cache})
+    if normal_share is not None:
+        config.data.normal_share = normal_share
     targets = data.make_targets(dataset, "wbf@0.4", 4)
-    return data.training_batches(
-        dataset, targets, batch_size=8, seed=seed, normal_share=normal_share,
-        balance_classes=balance_classes, cache=cache, rows=rows,
-    )  # fmt: skip
+    return data.training_batches(config, dataset, targets, rows)
 
 
 def same(a, b):

@@ -183,3 +183,10 @@ def test_a_run_starts_from_the_file_and_goes_on_from_its_checkpoint(config, tmp_
     config.train.steps = 2
     (tmp_path / "coco.npz").unlink()
     train.train(config, tmp_path / "run")
+
+
+def test_a_run_from_a_file_that_does_not_fit_leaves_nothing(config, coco, tmp_path):
+    config.model.init_from = str(save(tmp_path / "coco.npz", coco))
+    with pytest.raises(InputError, match=r"coco.npz: .* there and"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from configs import retina
 from jaxdet import InputError, checkpoint, data, evaluate, parallel, train, train_step
-from jaxdet.config import check
+from jaxdet.config import check, with_anchors_of_run
 from jaxdet.models import detector
 
 AXES = {"axis_names": ("data",), "axis_types": (jax.sharding.AxisType.Auto,)}
@@ -17,26 +17,14 @@ AXES = {"axis_names": ("data",), "axis_types": (jax.sharding.AxisType.Auto,)}
 def setup(config, num_devices):
     """A jitted step on some of the devices, its first state, and the mesh."""
     mesh = Mesh(np.array(jax.devices()[:num_devices]), **AXES)
-    optimizer = train_step.make_optimizer(config.train)
-    step = jax.jit(
-        train_step.make_train_step(config, detector.graphdef(config), optimizer),
-        in_shardings=(parallel.replicated(mesh), parallel.sharded(mesh)),
-        out_shardings=parallel.replicated(mesh),
-        donate_argnums=0,
-    )
-    init = jax.jit(
-        lambda: train_step.init_state(config, optimizer), out_shardings=parallel.replicated(mesh)
-    )
+    init, step = train_step.compile_training(config, mesh)
     return step, init(), mesh
 
 
 def loader(config):
     train_set, _ = data.train_and_eval(config)
     targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
-    return data.training_batches(
-        train_set, targets, batch_size=config.train.batch_size, seed=0, normal_share=None,
-        balance_classes=False, cache=True, rows=slice(None),
-    )  # fmt: skip
+    return data.training_batches(config, train_set, targets, slice(None))
 
 
 def test_four_devices_give_the_loss_and_the_parameters_of_one(config):
@@ -173,6 +161,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         train.train(config, tmp_path)
 
 
+def test_anchors_of_a_run_without_a_checkpoint_are_planned_anew(config, tmp_path):
+    """Stopped before its first checkpoint, and started again with larger pictures, say."""
+    (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
+    config.model.anchor_scales = None
+    (tmp_path / "config.json").write_text('{"model": {"anchor_scales": [7.0]}}')
+    config.train.steps = 1
+    train.train(config, tmp_path)
+    planned = json.loads((tmp_path / "config.json").read_text())["model"]["anchor_scales"]
+    assert len(planned) == 3 and 7.0 not in planned
+    # With one, they are the run's.
+    assert list(with_anchors_of_run(config, tmp_path).model.anchor_scales) == planned
+
+
 def test_weights_of_another_model_do_not_fit(config, tmp_path):
     config.train.steps = 1
     train.train(config, tmp_path)
@@ -211,10 +212,8 @@ def test_a_run_learns_with_every_part_of_the_recipe_on(config):
     config.train.update({"steps": 40, "average_decay": 0.9})
     train_set, _ = data.train_and_eval(config)
     targets = data.make_targets(train_set, "votes@0.4", config.data.max_boxes)
-    batches = data.training_batches(
-        train_set, targets, batch_size=8, seed=0, normal_share=0.25, balance_classes=True,
-        cache=True, rows=slice(None),
-    )  # fmt: skip
+    config.data.update({"normal_share": 0.25, "balance_classes": True})
+    batches = data.training_batches(config, train_set, targets, slice(None))
     step, state, mesh = setup(config, 1)
     history = []
     for i in range(config.train.steps):

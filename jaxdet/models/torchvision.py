@@ -41,7 +41,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise InputError(f"{where}: needs torch; or save it as .safetensors or .npz") from error
     except Exception as error:  # each format has its own
-        raise InputError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from error
+        why = (str(error) or repr(error)).splitlines()[0]
+        raise InputError(f"{where}: cannot be read ({why})") from error
     raise InputError(f"{where}: not a .safetensors, .npz or .pth file")
 
 
