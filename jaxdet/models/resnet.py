@@ -162,6 +162,27 @@ class Shortcut(nnx.Module):
         return self.bn(self.conv(x), train) if self.projects else x
 
 
+class OnesConv(nnx.Module):
+    """What conv1 would add for one more channel, of ones: 0 unless loaded, and never learnt.
+
+    On a grey image, that is what the channels' means in a colour trunk's normalisation come down
+    to (see `torchvision.to_grey`).
+    """
+
+    def __init__(self, channels: int, *, dtype: DTypeLike):
+        self.kernel = nnx.BatchStat(jnp.zeros((7, 7, 1, channels)))
+        self.dtype = dtype
+
+    def __call__(self, height: int, width: int) -> Float[Array, "1 h w c"]:
+        return jax.lax.conv_general_dilated(
+            jnp.ones((1, height, width, 1), self.dtype),
+            self.kernel[...].astype(self.dtype),
+            window_strides=(2, 2),
+            padding=((3, 3), (3, 3)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
 class ResNet(nnx.Module):
     """The trunk of a ResNet: an image in, the outputs of its four stages out.
 
@@ -197,6 +218,7 @@ class ResNet(nnx.Module):
         block = BasicBlock if depth < 50 else Bottleneck
         self.conv1 = conv(in_channels, width, 7, 2, dtype=dtype, rngs=rngs)
         self.bn1 = Norm(norm, width, dtype=dtype, rngs=rngs)
+        self.ones = OnesConv(width, dtype=dtype) if in_channels == 1 else None
         channels, stages = width, []
         for stage, num_blocks in enumerate(BLOCKS[depth]):
             blocks = []
@@ -213,7 +235,10 @@ class ResNet(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> list[jax.Array]:
         """C2 to C5: features at 1/4, 1/8, 1/16 and 1/32 of the image."""
         frozen = self.frozen_stages >= 1
-        x = max_pool_3x3_stride_2(nnx.relu(self.bn1(self.conv1(x), train and not frozen)))
+        stem = self.conv1(x)
+        if self.ones is not None:
+            stem += self.ones(*x.shape[1:3])
+        x = max_pool_3x3_stride_2(nnx.relu(self.bn1(stem, train and not frozen)))
         x = jax.lax.stop_gradient(x) if frozen else x
         features = []
         for i, stage in enumerate(self.stages, start=2):

@@ -75,19 +75,18 @@ def torch_name(path: str, num_inner: int) -> str:
 def to_grey(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A trunk for colour made one for `augment.normalize`d grey pictures.
 
-    The filters of the three channels are summed, each over its standard deviation; what the means
-    add is a constant of each filter, which the first normalisation takes off. Zero padding lacks
-    that constant: outputs are equal but where they see the border.
+    With g = 0.5 + 0.25 x a grey level and x what our network sees, channel c of theirs is
+    0.25 x / STD[c] + (0.5 - MEAN[c]) / STD[c]: its filters are summed once with the one factor, for
+    x, and once with the other, for a channel of ones. Both are padded with zeros, as theirs is, so
+    outputs are equal up to the border.
     """
     weight = state["backbone.body.conv1.weight"].astype(np.float64)  # [out, 3, 7, 7]
-    grey = (weight / STD[:, None, None]).sum(axis=1, keepdims=True)
-    constant = (weight * ((0.5 - MEAN) / STD)[:, None, None]).sum(axis=(1, 2, 3))
-    mean = state["backbone.body.bn1.running_mean"] - constant
-    return {
-        **state,
-        "backbone.body.conv1.weight": (0.25 * grey).astype(np.float32),
-        "backbone.body.bn1.running_mean": mean.astype(np.float32),
-    }
+    summed = [
+        (weight * factor[:, None, None]).sum(axis=1, keepdims=True).astype(np.float32)
+        for factor in (0.25 / STD, (0.5 - MEAN) / STD)
+    ]
+    names = ("backbone.body.conv1.weight", "backbone.body.ones.weight")
+    return {**state, **dict(zip(names, summed, strict=True))}
 
 
 def init_from(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, str]:
@@ -128,7 +127,8 @@ def init_from(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, str]
     in_channels = next(
         x.shape[2] for n, (_, x) in zip(names, leaves, strict=True) if n == "backbone/conv1/kernel"
     )
-    if in_channels == 1 and "backbone.body.bn1.running_mean" in state:
+    conv1 = state.get("backbone.body.conv1.weight")
+    if in_channels == 1 and conv1 is not None and conv1.ndim == 4 and conv1.shape[1] == 3:
         state = to_grey(state)
 
     def theirs(name):
