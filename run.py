@@ -28,7 +28,9 @@ flags.DEFINE_string("output", None, "predict: where, instead of WORKDIR/submissi
 flags.DEFINE_string("annotations", None, "score: the readers' boxes, as Kaggle's train.csv.")
 flags.DEFINE_string("submission", None, "score: the file to score.")
 flags.DEFINE_string("ground_truth", None, "evaluate, score: raw, wbf@IOU, nms@IOU, ...")
-flags.DEFINE_integer("bootstrap", 0, "score: samples of the images for 95 % intervals.")
+flags.DEFINE_integer(
+    "bootstrap", 0, "score: samples of the images for 95 % intervals.", lower_bound=0
+)
 flags.DEFINE_boolean("distributed", False, "One of several processes (a TPU pod, a GPU cluster).")
 
 

@@ -272,6 +272,7 @@ def make_config(network: str, gpu: bool) -> ConfigDict:
     config.model.levels = (2, 3, 4, 5, 6)
     config.model.anchor_scales, config.model.aspect_ratios = (1.26, 2.0, 3.56), (0.35, 1.0, 2.0)
     config.model.dtype = FLAGS.dtype or ("bfloat16" if gpu else "float32")
+    config.loss.update({"matching": "iou", "box": "l1", "box_weight": 1.0})  # as torchvision's
     config.train.batch_size = FLAGS.batch_size or (64 if gpu else 8)
     for name in config.augment:
         config.augment[name] = 0.0

@@ -14,7 +14,6 @@ def get_config() -> ConfigDict:
     config.data.name = "tfds_vinbig/phantom"
     config.data.image_size = 128
     config.data.max_boxes = 36  # as many as the readers drew in one image
-    config.data.normal_share = 0.25  # half of the phantom is normal: too much for so short a run
     config.augment.flip = 0.0  # a mirrored chest is a second anatomy to learn
     config.model.depth = 18
     config.model.width = 32

@@ -28,7 +28,7 @@ def get_config(size: str = "256") -> ConfigDict:
     data.eval_split = "rest"  # what `split` leaves, or a TFDS slice
     data.fusion = "wbf@0.4"  # of the readers' boxes, see jaxdet.fusion; "votes@IOU": soft targets
     data.max_boxes = 64  # an image; more are an error
-    data.normal_share = placeholder(float)  # of a batch; None: as in the data
+    data.normal_share = 0.25  # of the images drawn; None: as in the data
     data.balance_classes = False  # images with findings come from each class in turn
     data.cache = True  # decoded images in memory: 1 GB at 256 pixels, 4 at 512, 16 at 1024
     data.num_workers = 4  # threads that read ahead
@@ -65,19 +65,19 @@ def get_config(size: str = "256") -> ConfigDict:
     model.dtype = "bfloat16"  # of the computation; parameters and losses are float32
 
     loss = config.loss = ConfigDict()
-    loss.matching = "iou"  # of anchors to boxes, or "atss"
+    loss.matching = "atss"  # of anchors to boxes, or "iou"
     loss.foreground_iou = 0.5  # of "iou"
     loss.background_iou = 0.4
     loss.atss_candidates = 9  # places a level
     loss.alpha = 0.25  # focal loss
     loss.gamma = 2.0
-    loss.box = "l1"  # or "giou"
-    loss.box_weight = 1.0
+    loss.box = "giou"  # or "l1"
+    loss.box_weight = 2.0
     loss.image_weight = 1.0  # of the image head's cross-entropy
 
     train = config.train = ConfigDict()
     train.batch_size = 8 if size == "1024" else 16  # over all devices
-    train.steps = 240_000 // train.batch_size  # 20 epochs of the 12,000 images of four folds
+    train.steps = 240_000 // train.batch_size  # 20 times as many as four folds have images
     train.optimizer = "adamw"  # or "sgd"
     train.learning_rate = 2e-4
     train.backbone_rate = 1.0  # times learning_rate: how fast the trunk learns

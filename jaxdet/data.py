@@ -265,8 +265,14 @@ def make_targets(dataset: Dataset, method: str, max_boxes: int) -> Targets:
     """
     rows = dataset.annotations
     found = rows.classes != NO_FINDING
+    num_readers = max(pd.Series(rows.reader).groupby(rows.image).nunique(), default=1)
     fused = fusion.fuse(
-        method, rows.image[found], rows.classes[found], rows.reader[found], rows.boxes[found]
+        method,
+        rows.image[found],
+        rows.classes[found],
+        rows.reader[found],
+        rows.boxes[found],
+        num_readers,
     )
     counts = np.bincount(fused.image, minlength=len(dataset))
     if counts.max(initial=0) > max_boxes:
@@ -326,7 +332,8 @@ def training_batches(config, dataset: Dataset, targets: Targets, rows: slice) ->
         weights = [share, *[(1 - share) / len(found)] * len(found)]
         if any(weight > 0 and not len(kind) for kind, weight in zip(kinds, weights, strict=True)):
             raise InputError(
-                f"config.data.normal_share: {share} needs images with and without findings"
+                f"config.data.normal_share: {share} needs images with and without findings; give 0 "
+                "where all have some, 1 where none has"
             )
     streams = [
         grain.MapDataset.source(kind).seed(config.seed + i).shuffle().repeat()

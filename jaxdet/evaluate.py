@@ -21,7 +21,7 @@ from jaxdet import (
     report,
     submission,
 )
-from jaxdet.config import with_anchors_of_run
+from jaxdet.config import TRAINING_IMAGES, with_anchors_of_run
 from jaxdet.metrics import Boxes
 from jaxdet.models import detector
 from tfds_vinbig import kaggle
@@ -213,8 +213,13 @@ def evaluate(config: ConfigDict, workdir: Path, which: str = "latest") -> Evalua
     """Score a checkpoint on the evaluation split, and return what scored it.
 
     Prints a table; writes `evaluation.json`, and `detections.png` with some of the images.
+
+    Raises:
+        InputError: also where the images that `config.data.split` leaves are not those that this
+            run has not seen.
     """
-    config = with_anchors_of_run(config, workdir)
+    leaves_rest = config.data.eval_split == "rest"
+    config = with_anchors_of_run(config, workdir, same=TRAINING_IMAGES if leaves_rest else ())
     mesh = parallel.make_mesh()
     weights, step = load_weights(config, workdir, which, mesh)
     _, eval_set = data.train_and_eval(config)
@@ -232,9 +237,9 @@ def score_files(
 ) -> dict:
     """Score a submission against Kaggle annotations. No model, and no image.
 
-    Every annotated image counts, also one that the submission leaves out; detections on an image
-    without annotations are false positives. Of annotations with a column `split` (the phantom's
-    truth.csv) those splits count that the submission has images of.
+    Every image of either file counts: one that the submission leaves out is missed, and detections
+    on one without annotations are false positives. Of annotations with a column `split` (the
+    phantom's truth.csv) those splits count that the submission has images of.
 
     Raises:
         InputError: for a file that is not as it should be, or two files without a common image.
@@ -254,7 +259,7 @@ def score_files(
         print(
             f"{unknown} images are not annotated: their boxes are false positives", file=sys.stderr
         )
-    number = {name: i for i, name in enumerate([*names, *(set(ids) - set(names))])}
+    number = {name: i for i, name in enumerate(dict.fromkeys([*names, *ids]))}
     detections = detections._replace(
         image=np.array([number[name] for name in ids], np.int64)[detections.image]
     )
@@ -265,4 +270,4 @@ def score_files(
         rows.rad_id.to_numpy(),
         rows[["x_min", "y_min", "x_max", "y_max"]].to_numpy(),
     )
-    return summarize(detections, truth, (0.4, 0.5, 0.75), len(names), method, bootstrap_samples)
+    return summarize(detections, truth, (0.4, 0.5, 0.75), len(number), method, bootstrap_samples)

@@ -14,7 +14,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxdet import InputError, anchors, checkpoint, data, evaluate, parallel, predict
-from jaxdet.config import with_anchors_of_run
+from jaxdet.config import TRAINING_IMAGES, with_anchors_of_run
 from jaxdet.models.torchvision import init_from
 from jaxdet.train_step import TrainState, compile_training
 from tfds_vinbig.kaggle import CLASS_NAMES
@@ -87,7 +87,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard events.
 
     Raises:
-        InputError: for a bad config field, a missing dataset, or a loss that is not finite.
+        InputError: for a bad config field, a missing dataset, a loss that is not finite, or where
+            the run there learns from other images.
     """
     # Data.
     batch_size = config.train.batch_size
@@ -102,7 +103,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     # Anchors: of the run that goes on here, or planned.
     resumes = checkpoint.exists(workdir)
     if resumes:
-        config = with_anchors_of_run(config, workdir)
+        config = with_anchors_of_run(config, workdir, same=("seed", *TRAINING_IMAGES))
     config = plan_anchors(config, targets)
 
     # Model and optimiser, on every device.

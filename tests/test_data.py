@@ -132,6 +132,10 @@ def test_votes_are_soft_targets(dataset):
     np.testing.assert_array_equal(np.delete(votes.scores, image, axis=0)[others], 1)
     fused = data.make_targets(replace(dataset, annotations=fewer), "wbf@0.4", 4)
     assert (fused.scores == 1).all()
+    # Where there is but one reader, that one is all of them.
+    alone = data.Annotations(*(column[rows.reader == "R1"] for column in vars(rows).values()))
+    votes = data.make_targets(replace(dataset, annotations=alone), "votes@0.4", 4)
+    assert (votes.scores == 1).all()
 
 
 def test_processes_load_their_rows_of_one_global_batch(dataset):

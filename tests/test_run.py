@@ -232,6 +232,49 @@ def test_score_of_a_split_of_the_truth(tmp_path):
     assert "1 annotated images are not in the submission" in done.stderr
 
 
+def test_score_counts_images_without_annotations(tmp_path):
+    """Their boxes are false positives, and they are images to draw samples from."""
+    (tmp_path / "train.csv").write_text(
+        "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
+        "a,Cardiomegaly,3,R1,0,0,100,40\n"
+    )
+    (tmp_path / "s.csv").write_text(
+        "image_id,PredictionString\nb,3 1 0 0 9 9\nc,3 1 0 0 9 9\na,3 0.5 0 0 100 40\n"
+    )
+    done = run(
+        "--mode=score", f"--annotations={tmp_path}/train.csv", f"--submission={tmp_path}/s.csv",
+        "--bootstrap=50",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 images are not annotated" in done.stderr
+    scores = json.loads(done.stdout)
+    assert scores["num_images"] == 3 and scores["mAP@0.4"] == pytest.approx(1 / 3)
+    assert scores["FROC"]["sensitivity"] == [0, 0, 0, 1, 1, 1, 1]  # 2 / 3 an image
+    low, high = scores["95% interval"]["mAP@0.4"]
+    assert low < 1 / 3 < high == 1
+
+
+def test_a_workdir_is_of_one_run(trained, data_dir):
+    """Another fold would be trained on, or scored, with images that the model has seen."""
+    workdir, _ = trained
+    before = {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    common = [*TINY, f"--config.data.dir={data_dir}", f"--workdir={workdir}"]
+    for arguments, named in (
+        (["--config.data.fold=1"], "config.data.fold: 1, but the run in"),
+        (["--config.data.fold=1", "--mode=evaluate"], "config.data.fold: 1, but the run in"),
+        (["--config.seed=1"], "config.seed: 1, but the run in"),
+        (
+            ["--config.model.anchor_scales=(1.0,2.0)", "--mode=predict"],
+            "config.model.anchor_scales",
+        ),
+    ):
+        done = run(*common, *arguments)
+        assert done.returncode == 2 and named in done.stderr.splitlines()[-1], done.stderr
+    assert {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()} == before
+    done = run(*common, "--mode=evaluate", "--config.data.fold=1", "--config.data.eval_split=train")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments,named",
     [
@@ -253,6 +296,15 @@ def test_score_of_a_split_of_the_truth(tmp_path):
         (["--config=configs/phantom.py", "--mode=evaluate", "--workdir=w"], "train first"),
         (["--config=configs/phantom.py", "--config.model.num_scales=9", "--workdir=w"], "1..6"),
         (["--config=configs/phantom.py", "--config.data.fusion=x", "--workdir=w"], "'x'"),
+        (
+            ["--config=configs/phantom.py", "--config.model.levels=(3.5,5)", "--workdir=w"],
+            "config.model.levels",
+        ),
+        (
+            ["--config=configs/phantom.py", "--config.model.num_classes=20", "--workdir=w"],
+            "config.model.num_classes",
+        ),
+        (["--mode=score", "--bootstrap=-5"], "--bootstrap"),
         (["--mode=score", "--submission=s.csv"], "--annotations"),
         (["--mode=score", "--annotations=none.csv", "--submission=s.csv"], "none.csv"),
     ],

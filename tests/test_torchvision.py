@@ -75,6 +75,7 @@ def test_a_classifier_gives_the_trunk_and_a_grey_picture_looks_the_same(classifi
     _, params, stats = detector_state()
     new, new_stats, report = init_from(save(tmp_path / "r18.npz", classifier), params, stats)
     assert "left as they were: box_head/" in report and "fpn/lateral/0/kernel" in report
+    assert "of no use here: fc.bias, fc.weight" in report and "three colours summed" in report
     for ours, theirs in ((new.class_head, params.class_head), (new.fpn, params.fpn)):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
@@ -108,24 +109,49 @@ def test_a_detector_of_other_classes_keeps_all_but_the_class_layer(coco, tmp_pat
             np.testing.assert_array_equal(value, file[name])
 
 
-def test_old_names_of_the_heads_and_frozen_statistics(tmp_path):
-    """A frozen variance has no epsilon there, so with ours it is as large."""
+def test_old_names_and_frozen_statistics(tmp_path):
+    """As torchvision's COCO weights of v1 have them: no variance has an epsilon."""
     _, params, stats = detector_state(in_channels=3, norm="frozen_batch")
     state = file_of(params, stats, seen=False)
-    # Once counted with the ReLUs between.
     old = {}
     for name, value in state.items():
+        # Heads counted the ReLUs too, and neither they nor the pyramid had blocks of layers.
         for i in range(4):
             name = name.replace(f"head.conv.{i}.0.", f"head.conv.{2 * i}.")
+            name = name.replace(f"_blocks.{i}.0.", f"_blocks.{i}.")
         old[name] = value
     assert "head.regression_head.conv.6.weight" in old
+    assert "backbone.fpn.inner_blocks.2.weight" in old
+    old["backbone.body.bn1.running_var"][0] = 1e-9  # a channel that is nearly dead
     new, new_stats, _ = init_from(save(tmp_path / "v1.npz", old), params, stats)
-    np.testing.assert_array_equal(
-        torch_names(new)["head.regression_head.conv.3.0.weight"],
-        state["head.regression_head.conv.3.0.weight"],
-    )
+    got = torch_names(new) | torch_names(new_stats)
+    assert got.keys() == state.keys()
+    for name, value in got.items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen_batch"])
+@pytest.mark.parametrize("seen", [True, False])
+def test_variances_count_the_same_in_either_normalisation(seen, norm, tmp_path):
+    """Whichever of file and network has an epsilon: the first normalisation's factor is equal."""
+    state = file_of(*detector_state(in_channels=3)[1:], seen=seen)
+    _, params, stats = detector_state(in_channels=3, norm=norm)
+    _, new_stats, _ = init_from(save(tmp_path / "a.npz", state), params, stats)
     var = torch_names(new_stats)["backbone.body.bn1.running_var"]
-    np.testing.assert_allclose(var + 1e-5, state["backbone.body.bn1.running_var"], rtol=1e-6)
+    got = var + (1e-5 if norm == "batch" else 0)
+    expected = state["backbone.body.bn1.running_var"] + (1e-5 if seen else 0)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_a_file_for_grey_pictures_is_taken_as_it_is(tmp_path):
+    _, params, stats = detector_state()
+    state = file_of(params, stats)
+    del state["backbone.body.ones.weight"]
+    new, new_stats, report = init_from(save(tmp_path / "grey.npz", state), params, stats)
+    conv1 = torch_names(new)["backbone.body.conv1.weight"]
+    np.testing.assert_array_equal(conv1, state["backbone.body.conv1.weight"])
+    np.testing.assert_array_equal(new_stats.backbone.ones.kernel[...], stats.backbone.ones.kernel)
+    assert "colours" not in report
 
 
 def test_other_levels_and_anchors_take_what_fits(coco, tmp_path):

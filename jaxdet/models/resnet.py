@@ -12,7 +12,7 @@ from jaxdet import InputError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
-EPSILON = 1e-5  # of every normalisation: torch's
+EPSILON = 1e-5  # of every normalisation that learns: torch's
 
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -45,7 +45,11 @@ def conv(
 
 
 class FrozenBatchNorm(nnx.Module):
-    """A fixed scale and shift of each channel: BatchNorm whose four vectors never learn."""
+    """A fixed scale and shift of each channel: BatchNorm whose four vectors never learn.
+
+    Without an epsilon, which matters where a channel hardly varies: torchvision's COCO weights have
+    none, and where a file does, `init_from` adds it to the variance.
+    """
 
     def __init__(self, channels: int, *, dtype: DTypeLike):
         # No parameters, so that no optimiser sees them.
@@ -55,7 +59,7 @@ class FrozenBatchNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPSILON)
+        scale = self.scale[...] * jax.lax.rsqrt(self.var[...])
         shift = self.bias[...] - self.mean[...] * scale
         return x * scale.astype(self.dtype) + shift.astype(self.dtype)
 
@@ -80,7 +84,8 @@ class Norm(nnx.Module):
             groups = 32 if channels % 32 == 0 else 8
             if channels % groups:
                 raise InputError(
-                    f"config.model.norm: GroupNorm needs channels in eights, not {channels}"
+                    f"config.model.norm or head_norm: GroupNorm needs channels in eights, not "
+                    f"{channels}"
                 )
             self.layer = nnx.GroupNorm(
                 channels, num_groups=groups, epsilon=EPSILON, dtype=dtype, rngs=rngs

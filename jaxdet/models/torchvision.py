@@ -1,6 +1,7 @@
 """Weights of torchvision: a ResNet classifier or a RetinaNet, put into a network of ours."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,30 @@ def to_grey(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**state, **dict(zip(names, summed, strict=True))}
 
 
+def with_new_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The names of today's torchvision for what older files call otherwise.
+
+    Heads counted their convolutions with the ReLUs between: conv.0, conv.2, ... Neither these nor
+    those of the pyramid were blocks of several layers, whose first is now "0".
+    """
+    renamed = {}
+    for name, value in state.items():
+        name = re.sub(
+            r"^(head\..*conv)\.(\d)\.(weight|bias)$",
+            lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}",
+            name,
+        )
+        name = re.sub(r"((?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
+        renamed[name] = value
+    return renamed
+
+
 def init_from(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, str]:
-    """The weights of a file in place of those of a `RetinaNet`; and what was loaded, in a sentence.
+    """The weights of a file in place of those of a `RetinaNet`; and what was done, in sentences.
 
     A classifier gives the trunk. A detector gives all but what depends on the number of classes and
-    anchors, where that differs, and laterals of levels that it does not have. Statistics of a
-    detector with frozen BatchNorm are those of torchvision's COCO weights: without an epsilon.
+    anchors, where that differs, and laterals of levels that it does not have. A detector without a
+    count of batches had frozen BatchNorm without epsilon, as have torchvision's COCO weights of v1.
 
     Args:
         path: see `read`.
@@ -103,72 +122,68 @@ def init_from(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, str]
     Raises:
         InputError: for a file that cannot be read or is of another network: names what differs.
     """
-    state = read(path)
+    where = f"config.model.init_from: {path}"
+    state = with_new_names(read(path))
     is_detector = any(name.startswith("head.") for name in state)
     if not is_detector:
-        state = {f"backbone.body.{k}": v for k, v in state.items() if not k.startswith("fc.")}
-    # Older files count a head's convolutions with the ReLUs between: conv.0, conv.2, ...
-    state = {
-        re.sub(r"conv\.(\d)\.(weight|bias)$", lambda m: f"conv.{int(m[1]) // 2}.0.{m[2]}", k)
-        if k.startswith("head.")
-        else k: v
-        for k, v in state.items()
-    }
-    had_batches = any(name.endswith("num_batches_tracked") for name in state)
+        state = {k if k.startswith("fc.") else f"backbone.body.{k}": v for k, v in state.items()}
+    counted = any(name.endswith("num_batches_tracked") for name in state)
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    if is_detector and not had_batches:
-        state = {k: v - EPSILON if k.endswith("running_var") else v for k, v in state.items()}
 
     leaves, structure = jax.tree_util.tree_flatten_with_path((params, batch_stats))
     names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
+    is_frozen = any(name.startswith("1/backbone/bn1/layer/scale") for name in names)
     names = [name.split("/", 1)[1].removesuffix("/value") for name in names]
     num_laterals = sum(bool(re.fullmatch(r"fpn/lateral/\d/kernel", name)) for name in names)
     num_inner = sum("inner_blocks" in k and k.endswith("weight") for k in state)
-    in_channels = next(
-        x.shape[2] for n, (_, x) in zip(names, leaves, strict=True) if n == "backbone/conv1/kernel"
-    )
+
+    said = []
+    # Variances as our normalisation takes them.
+    shift = (0.0 if is_detector and not counted else EPSILON) - (0.0 if is_frozen else EPSILON)
+    if shift:
+        state = {k: v + shift if k.endswith("running_var") else v for k, v in state.items()}
+        said.append(f"{shift:+g} to the variances, for the epsilon of the normalisation")
     conv1 = state.get("backbone.body.conv1.weight")
-    if in_channels == 1 and conv1 is not None and conv1.ndim == 4 and conv1.shape[1] == 3:
+    if "backbone/ones/kernel" in names and conv1 is not None and conv1.shape[1:2] == (3,):
         state = to_grey(state)
+        said.append("filters of three colours summed for grey pictures")
 
     def theirs(name):
         from_top = lambda m: f"fpn/{m[1]}/{int(m[2]) - num_laterals}"  # noqa: E731
         return torch_name(re.sub(r"fpn/(lateral|output)/(\d)", from_top, name), num_inner)
 
-    values, kept, used = [], [], set()
+    values, loaded, missing, misfits, used = [], Counter(), [], [], set()
     for name, (_, ours) in zip(names, leaves, strict=True):
         key = theirs(name) if not name.startswith("image_head") else name
+        part = name.split("/")[0]
         value = state.get(key)
-        optional = not name.startswith("backbone") and (
-            not is_detector or name.startswith("image_head") or "blocks.-" in key
-        )
-        if value is None and optional:
-            kept.append(name)
+        if value is None:
+            optional = part == "image_head" or name == "backbone/ones/kernel" or "blocks.-" in key
+            if not optional and (is_detector or part == "backbone"):
+                raise InputError(f"{where}: has no {key}, which {name} needs")
+            missing.append(name)
             values.append(ours)
             continue
-        if value is None:
-            raise InputError(f"config.model.init_from: {path}: has no {key}, which {name} needs")
         used.add(key)
         value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
-        if value.shape != ours.shape and "_head/final" in name:
-            kept.append(f"{name} ({value.shape[-1]} outputs there, {ours.shape[-1]} here)")
+        if value.shape == ours.shape:
+            loaded[part] += 1
+            values.append(np.asarray(value, np.float32))
+        elif "_head/final" in name:
+            misfits.append(f"{name} ({value.shape[-1]} outputs there, {ours.shape[-1]} here)")
             values.append(ours)
-            continue
-        if value.shape != ours.shape:
-            raise InputError(
-                f"config.model.init_from: {path}: {key} is {value.shape} there and {ours.shape} "
-                f"in {name}"
-            )
-        values.append(np.asarray(value, np.float32))
+        else:
+            raise InputError(f"{where}: {key} is {value.shape} there and {ours.shape} in {name}")
 
     unused = sorted(state.keys() - used)
-    other_pyramid = [k for k in unused if "fpn." in k]
-    if unused != other_pyramid:
-        wrong = next(k for k in unused if k not in other_pyramid)
-        raise InputError(f"config.model.init_from: {path}: has {wrong}, which this network lacks")
-    report = f"{path}: {len(values) - len(kept)} arrays loaded"
-    if kept:
-        report += "; not in the file or of another shape, so left as they were: " + ", ".join(kept)
-    if unused:
-        report += "; of no use here: " + ", ".join(unused)
-    return *jax.tree_util.tree_unflatten(structure, values), report
+    if wrong := [k for k in unused if "fpn." not in k and not k.startswith("fc.")]:
+        raise InputError(f"{where}: has {wrong[0]}, which this network lacks")
+    said.insert(0, "loaded " + ", ".join(f"{n} arrays of {part}" for part, n in loaded.items()))
+    for reason, left in (
+        ("not in the file, so left as they were", missing),
+        ("of another shape, so left as they were", misfits),
+        ("in the file, but of no use here", unused),
+    ):
+        if left:
+            said.append(f"{reason}: {', '.join(left)}")
+    return *jax.tree_util.tree_unflatten(structure, values), f"{path}: {'; '.join(said)}"
