@@ -4,7 +4,7 @@
 
 Trains `configs/phantom.py`, made shorter, with several seeds, and adds a line to --results after
 each run; called again, it goes on where it was stopped (after a change of code or config, name
-another file). 36 runs of 300 steps take about 75 minutes on two cores.
+another file). 36 runs of 300 steps take about 70 minutes on two idle cores.
 
 Then prints a Markdown table of the scores on the evaluation split, mean and standard deviation over
 the seeds: mAP14@0.4, its difference from the first row's with the same seed, mAP@0.4, and the AP of
