@@ -28,6 +28,8 @@ def loader(config):
 
 
 def test_four_devices_give_the_loss_and_the_parameters_of_one(config):
+    # Adam divides by the gradient's size: where that is noise, the updates would differ.
+    config.train.update({"optimizer": "sgd", "learning_rate": 0.02})
     batches = loader(config)
     results = []
     for num_devices in (1, 4):
@@ -41,9 +43,7 @@ def test_four_devices_give_the_loss_and_the_parameters_of_one(config):
     (one_loss, one), (four_loss, four) = results
     np.testing.assert_allclose(one_loss, four_loss, rtol=1e-4)
     for a, b in zip(one, four, strict=True):
-        # Adam divides by the gradient's size: where that is noise, the update may differ.
-        np.testing.assert_allclose(a, b, atol=2e-3)
-        assert np.mean(np.abs(a - b)) < 1e-4
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_bfloat16_computes_nearly_the_same_and_keeps_a_float32_state(config):
