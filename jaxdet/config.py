@@ -82,7 +82,7 @@ def _check_fields(config, known, path):
 
 
 ANCHORS = ("model.levels", "model.anchor_scales", "model.aspect_ratios")
-# What decides which images a run learns from, and in which order.
+# What decides which images a run learns from.
 TRAINING_IMAGES = ("data.name", "data.split", "data.fold", "data.num_folds", "data.groups")
 
 

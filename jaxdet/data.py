@@ -307,13 +307,14 @@ def training_batches(config, dataset: Dataset, targets: Targets, rows: slice) ->
     """An endless sequence: `batches[step]` is the batch of that step, the same on every call.
 
     Every image comes once an epoch, in an order of its own each epoch. With `data.normal_share`,
-    that share of the images drawn has no finding (each kind in epochs of its own); None leaves the
-    share as it is in the data. With `data.balance_classes`, the images with findings come from each
-    class in turn: an image of several is in the epochs of each. `rows` are those of the global
-    batch that this process loads. `data.cache` keeps the decoded images in memory.
+    that share of the images drawn has no finding (each kind in epochs of its own), if the data has
+    both kinds; None leaves the share as it is in the data. With `data.balance_classes`, the images
+    with findings come from each class in turn: an image of several is in the epochs of each. `rows`
+    are those of the global batch that this process loads. `data.cache` keeps the decoded images in
+    memory.
 
     Raises:
-        InputError: if a share is asked of a kind that the data lacks.
+        InputError: if the share is all of a kind that the data lacks.
     """
     images = decode_all(dataset, "train") if config.data.cache else None
     normal_share, balance_classes = config.data.normal_share, config.data.balance_classes
@@ -330,17 +331,13 @@ def training_batches(config, dataset: Dataset, targets: Targets, rows: slice) ->
             ]
         kinds = [np.flatnonzero(normal), *found]
         weights = [share, *[(1 - share) / len(found)] * len(found)]
-        if any(weight > 0 and not len(kind) for kind, weight in zip(kinds, weights, strict=True)):
-            raise InputError(
-                f"config.data.normal_share: {share} needs images with and without findings; give 0 "
-                "where all have some, 1 where none has"
-            )
+    some = [i for i, kind in enumerate(kinds) if weights[i] > 0 and len(kind)]
+    if not some:
+        raise InputError(f"config.data.normal_share: {normal_share} leaves no image to train on")
     streams = [
-        grain.MapDataset.source(kind).seed(config.seed + i).shuffle().repeat()
-        for i, kind in enumerate(kinds)
-        if weights[i] > 0
+        grain.MapDataset.source(kinds[i]).seed(config.seed + i).shuffle().repeat() for i in some
     ]
-    stream = grain.MapDataset.mix(streams, [weight for weight in weights if weight > 0])
+    stream = grain.MapDataset.mix(streams, [weights[i] for i in some])
 
     def load(chosen):
         chosen = np.asarray(chosen)[rows]

@@ -20,8 +20,7 @@ def batches(
     config = retina.get_config()
     config.seed, config.train.batch_size = seed, 8
     config.data.update({"balance_classes": balance_classes, "cache": cache})
-    if normal_share is not None:
-        config.data.normal_share = normal_share
+    config.data.normal_share = normal_share
     targets = data.make_targets(dataset, "wbf@0.4", 4)
     return data.training_batches(config, dataset, targets, rows)
 
@@ -101,6 +100,15 @@ def test_normal_share(dataset, share):
     stream = batches(dataset, normal_share=share)
     masks = np.concatenate([stream[step]["mask"] for step in range(8)])
     assert abs((~masks.any(axis=1)).mean() - share) < 0.02
+
+
+def test_without_normal_images_there_is_no_share_of_them(dataset):
+    targets = data.make_targets(dataset, "wbf@0.4", 4)
+    found = dataset.take(np.flatnonzero(targets.mask.any(axis=1)))
+    stream = batches(found, normal_share=0.25)
+    assert all(stream[step]["mask"].any(axis=1).all() for step in range(8))
+    with pytest.raises(InputError, match=r"config\.data\.normal_share: 1\.0"):
+        batches(found, normal_share=1.0)
 
 
 def test_balanced_classes_come_equally_often(dataset):
