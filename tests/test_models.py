@@ -101,7 +101,7 @@ def test_max_pool_equals_reduce_window(size):
 
 
 def test_group_norm_needs_channels_in_eights():
-    with pytest.raises(InputError, match=r"config\.model\.norm: .* 12"):
+    with pytest.raises(InputError, match=r"config\.model\.norm or head_norm: .* 12"):
         nnx.eval_shape(lambda: detector.create(tiny(norm="group", width=12), nnx.Rngs(0)))
 
 
