@@ -46,14 +46,15 @@ def to_table(detections: Detections, sizes: Int[np.ndarray, "n 2"], image_size: 
 def write(path: Path, ids: list[str], table: Boxes) -> None:
     """Write `image_id,PredictionString`, a line for every id, in that order.
 
-    `table.image` counts the ids.
+    `table.image` counts the ids. Scores have nine digits, which tell any two float32 apart:
+    rounded, close ones would tie, and rank otherwise than in evaluation.json.
     """
     strings = [[] for _ in ids]
     for image, label, box, score in zip(
         table.image, table.classes, table.boxes, table.scores, strict=True
     ):
         corners = "0 0 1 1" if label == NO_FINDING else " ".join(f"{x:.2f}" for x in box)
-        strings[image].append(f"{label} {score:.6g} {corners}")
+        strings[image].append(f"{label} {score:.9g} {corners}")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_id", "PredictionString"])

@@ -39,6 +39,15 @@ def test_written_as_kaggle_wants_it_and_read_back(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["submission.csv"]
 
 
+def test_the_closest_scores_keep_their_order(tmp_path):
+    low = np.float32(0.3)
+    scores = np.array([[low, np.nextafter(low, np.float32(1))], [0, 0]], np.float32)
+    table = submission.to_table(DETECTIONS._replace(scores=scores), SIZES, 64)
+    submission.write(tmp_path / "s.csv", ["a", "b"], table)
+    _, back = submission.read(tmp_path / "s.csv")
+    np.testing.assert_array_equal(back.scores[:2].astype(np.float32), scores[0])
+
+
 def test_an_empty_string_is_no_detection(tmp_path):
     path = tmp_path / "s.csv"
     path.write_text("PredictionString,image_id\n,a\n14 1 0 0 1 1,b\n")
