@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from jaxdet import boxes as box_ops
 from jaxdet import parallel
 from jaxdet.augment import normalize
+from jaxdet.compilation import jit
 from jaxdet.nms import nms_mask
 
 
@@ -101,7 +102,7 @@ def make_detect(
             )
         )(*outputs)
 
-    return jax.jit(detect, out_shardings=parallel.replicated(mesh))
+    return jit(detect, out_shardings=parallel.replicated(mesh))
 
 
 def image_batches(

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxdet import InputError, parallel
 from jaxdet.augment import augment, normalize
+from jaxdet.compilation import jit
 from jaxdet.losses import image_loss, retinanet_loss
 from jaxdet.matching import match_anchors, match_anchors_atss
 from jaxdet.models import detector
@@ -167,8 +168,8 @@ def compile_training(
     """
     optimizer = make_optimizer(config.train)
     replicated = parallel.replicated(mesh)
-    init = jax.jit(lambda: init_state(config, optimizer), out_shardings=replicated)
-    step = jax.jit(
+    init = jit(lambda: init_state(config, optimizer), out_shardings=replicated)
+    step = jit(
         make_train_step(config, detector.graphdef(config), optimizer),
         in_shardings=(replicated, parallel.sharded(mesh)),
         out_shardings=replicated,

@@ -1,0 +1,28 @@
+"""How jaxdet compiles: `jax.jit`, on a CPU without a fusion that slows XLA's convolutions."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+
+# XLA fuses what surrounds a convolution into it, and loses its fast kernels: gradients of 3x3
+# convolutions run several times as fast without. An option of one function, not a flag in
+# XLA_FLAGS, since a version of XLA that does not know a flag ends the process.
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@functools.cache
+def compiler_options() -> dict[str, str] | None:
+    """What to compile with on the default backend; None where XLA does not know the option."""
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda x: x, compiler_options=CPU_OPTIONS).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:  # INVALID_ARGUMENT: No such compile option
+        return None
+    return CPU_OPTIONS
+
+
+def jit(function: Callable, **kwargs) -> Callable:
+    """`jax.jit` with `compiler_options()`; `kwargs` are its other arguments."""
+    return jax.jit(function, compiler_options=compiler_options(), **kwargs)
