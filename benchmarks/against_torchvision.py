@@ -138,7 +138,7 @@ def run_theirs(config: ConfigDict, batches: Iterator[dict], evaluator: evaluate.
             group["lr"] = float(rates[step])
         optimizer.step()
         with torch.no_grad():  # the rule of `make_train_step`
-            decay = min(config.train.average_decay, (1 + step) / (10 + step))
+            decay = min(config.train.ema_decay, (1 + step) / (10 + step))
             torch._foreach_lerp_(averages, parameters, 1 - decay)
         if step == 0:
             start = time.perf_counter()  # the first step is left out on both sides

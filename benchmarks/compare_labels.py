@@ -15,8 +15,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from jaxdet.boxes import iou
 from jaxdet.fusion import fuse
-from jaxdet.metrics import iou
 from tfds_vinbig.kaggle import CLASS_NAMES, NO_FINDING
 
 
@@ -46,7 +46,7 @@ def summarize(path: str) -> tuple[pd.DataFrame, np.ndarray]:
     readers = np.rint(fused.scores * 3).astype(int)
     table = {}
     for label, name in enumerate(CLASS_NAMES):
-        share = np.bincount(readers[fused.classes == label], minlength=4)[1:]
+        share = np.bincount(readers[fused.labels == label], minlength=4)[1:]
         mine = rows[rows.class_id == label]
         table[name] = {
             "boxes": f"{100 * len(mine) / len(names):.0f}",

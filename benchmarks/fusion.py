@@ -16,16 +16,13 @@ import time
 
 import numpy as np
 import pandas as pd
-from ensemble_boxes import nms, non_maximum_weighted, weighted_boxes_fusion
-from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float
+from ensemble_boxes import nms, weighted_boxes_fusion
 
-from jaxdet.fusion import Fused, fuse, parse
+from jaxdet.boxes import BoxTable
+from jaxdet.fusion import fuse, parse
 from tfds_vinbig.kaggle import NO_FINDING
 
-METHODS = (
-    "wbf@0.1", "wbf@0.4", "wbf@0.5", "wbf@0.7", "votes@0.4", "nmw@0.4", "nms@0.4",
-    "soft-nms@0.4", "soft-nms-gaussian@0.5",
-)  # fmt: skip
+METHODS = ("wbf@0.1", "wbf@0.4", "wbf@0.5", "wbf@0.7", "votes@0.4", "nms@0.4")
 READERS = 3
 
 
@@ -47,37 +44,20 @@ def package_lists(rows: pd.DataFrame, scale: float) -> list[tuple[list, list, li
     return result
 
 
-def soft_nms(boxes, scores, labels, parameter, which):
-    """The package's, with decayed scores: its own soft_nms returns them as they came."""
-    boxes, scores, labels = map(np.concatenate, (boxes, scores, labels))
-    result = []
-    for label in np.unique(labels):
-        mine = labels == label
-        left = scores[mine]
-        kept = cpu_soft_nms_float(boxes[mine], left, parameter, parameter, 0.001, which)
-        left = left[left > 0.001]
-        result.append((boxes[mine][kept], left, np.full(len(left), label)))
-    return tuple(map(np.concatenate, zip(*result, strict=True)))
-
-
 def by_ensemble_boxes(method: str, lists: list) -> list:
     """(boxes, scores, labels) of each image."""
-    name, parameter = parse(method)
-    if name in ("soft-nms", "soft-nms-gaussian"):
-        which = 1 if name == "soft-nms" else 2
-        return [soft_nms(*image, parameter, which) for image in lists]
+    name, threshold, _ = parse(method)
     call, options = {
         "wbf": (weighted_boxes_fusion, {}),
         "votes": (weighted_boxes_fusion, {"conf_type": "box_and_model_avg"}),
-        "nmw": (non_maximum_weighted, {}),
         "nms": (nms, {}),
     }[name]
-    return [call(*image, iou_thr=parameter, **options) for image in lists]
+    return [call(*image, iou_thr=threshold, **options) for image in lists]
 
 
-def count_different(fused: Fused, theirs: list, scale: float) -> int:
+def count_different(fused: BoxTable, theirs: list, scale: float) -> int:
     """Images with another number of boxes, or a box without a like one on the other side."""
-    ours = np.c_[fused.classes, fused.scores, fused.boxes / scale]
+    ours = np.c_[fused.labels, fused.scores, fused.boxes / scale]
     ends = np.cumsum(np.bincount(fused.image, minlength=len(theirs)))[:-1]
     different = 0
     for a, (boxes, scores, labels) in zip(np.split(ours, ends), theirs, strict=True):

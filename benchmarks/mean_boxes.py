@@ -17,23 +17,23 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
 
 from jaxdet import data, evaluate, submission
-from jaxdet.metrics import Boxes
+from jaxdet.boxes import BoxTable
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/phantom.py", "The data's config.")
 TRUTH = flags.DEFINE_string("truth", None, "Annotations of the test split.")
 
 
-def mean_boxes(targets: data.Targets, sizes: np.ndarray, image_size: int) -> Boxes:
+def mean_boxes(targets: data.Targets, sizes: np.ndarray, image_size: int) -> BoxTable:
     """The mean box of each class, scored by how often it occurs, on images of these sizes."""
-    boxes, classes = targets.boxes[targets.mask], targets.classes[targets.mask]
-    present, counts = np.unique(classes, return_counts=True)
-    mean = np.stack([boxes[classes == label].mean(axis=0) for label in present])
+    boxes, labels = targets.boxes[targets.mask], targets.labels[targets.mask]
+    present, counts = np.unique(labels, return_counts=True)
+    mean = np.stack([boxes[labels == label].mean(axis=0) for label in present])
     image = np.repeat(np.arange(len(sizes)), len(present))
     normal = np.arange(len(sizes))
     in_original = submission.to_original(np.tile(mean, (len(sizes), 1)), sizes[image], image_size)
-    return Boxes(
+    return BoxTable(
         image=np.concatenate([image, normal]),
-        classes=np.concatenate([np.tile(present, len(sizes)), np.full(len(sizes), 14)]),
+        labels=np.concatenate([np.tile(present, len(sizes)), np.full(len(sizes), 14)]),
         boxes=np.concatenate([in_original, np.tile(submission.NO_FINDING_BOX, (len(sizes), 1))]),
         scores=np.concatenate(
             [np.tile(counts / counts.sum(), len(sizes)), np.full(len(sizes), 0.5)]

@@ -31,17 +31,17 @@ def main():
     extent = rows.groupby("image_id")[["y_max", "x_max"]].transform("max").to_numpy()
     sizes = np.array([next(s for s in SIZES if s[0] >= y and s[1] >= x) for y, x in extent])
     relative = rows[BOX].to_numpy() / sizes[:, [1, 0, 1, 0]]
-    classes = rows.class_id.to_numpy()
+    labels = rows.class_id.to_numpy()
 
     print("| pixels | anchors | levels | scales | height / width | all boxes | least of a class |")
     print("|---|---|---|---|---|---|---|")
     for size in (128, 256, 512, 1024):
         start = time.perf_counter()
-        plan = anchors.plan(relative * size, classes, size)
+        plan = anchors.plan(relative * size, labels, size)
         seconds = time.perf_counter() - start
         for name, layout in (("COCO's", COCO), (f"planned in {seconds:.1f} s", plan)):
             reached = anchors.best_iou(relative * size, (size, size), *layout) >= 0.5
-            share = [reached[classes == label].mean() for label in range(NO_FINDING)]
+            share = [reached[labels == label].mean() for label in range(NO_FINDING)]
             worst = f"{min(share):.2f}, {CLASS_NAMES[int(np.argmin(share))]}"
             cells = [size, name, *layout, f"{reached.mean():.3f}", worst]
             print(f"| {' | '.join(map(str, cells))} |")

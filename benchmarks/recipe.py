@@ -128,7 +128,7 @@ def main(_):
     config = CONFIG.value
     config.update_from_flattened_dict(BASE)
     config.train.update(
-        {"steps": STEPS.value, "warmup_steps": STEPS.value // 10, "average_decay": 0.99}
+        {"steps": STEPS.value, "warmup_steps": STEPS.value // 10, "ema_decay": 0.99}
     )
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
 
 A step is everything from a batch in the host's memory to new parameters: transfer, anchor matching,
 losses, gradients, clipping, AdamW. The networks are those of `configs/retina.py` on both sides: the
-same trunk, pyramid, heads, anchors, classes and size; float32 on a CPU, bfloat16 on a GPU. The two
+same backbone, pyramid, heads, anchors, classes and size; float32 on a CPU, bfloat16 on a GPU. Both
 take turns, round by round, in one process; the table has the median of the rounds.
 
 What is not equal: jaxdet's step also warps the images (every augmentation at 0, but computed) and
@@ -63,13 +63,13 @@ class P6(torchvision.ops.feature_pyramid_network.ExtraFPNBlock):
 def torchvision_retinanet(config: ConfigDict) -> torch.nn.Module:
     """torchvision's RetinaNet as `config` describes ours, with the very same anchors."""
     model, size = config.model, config.data.image_size
-    # What torchvision's heads and trunk have fixed.
+    # What torchvision's heads and backbone have fixed.
     assert model.head_depth == 4 and model.head_channels == model.fpn_channels
     assert model.width == 64 and model.norm == "batch" and tuple(model.levels) == (2, 3, 4, 5, 6)
-    trunk = getattr(torchvision.models, f"resnet{model.depth}")(weights=None)
-    first = trunk.inplanes // 8
+    backbone = getattr(torchvision.models, f"resnet{model.depth}")(weights=None)
+    first = backbone.inplanes // 8
     backbone = torchvision.models.detection.backbone_utils.BackboneWithFPN(
-        trunk,
+        backbone,
         return_layers={f"layer{i + 1}": str(i) for i in range(4)},
         in_channels_list=[first * 2**i for i in range(4)],
         out_channels=model.fpn_channels,
@@ -121,11 +121,11 @@ def to_torchvision(batch: dict, device: str) -> tuple[list, list]:
     gray = torch.from_numpy(batch["images"]).to(device, non_blocking=True).float() / 255
     images = list(gray[:, None].expand(-1, 3, -1, -1))
     targets = []
-    for boxes, classes, mask in zip(batch["boxes"], batch["classes"], batch["mask"], strict=True):
+    for boxes, labels, mask in zip(batch["boxes"], batch["labels"], batch["mask"], strict=True):
         targets.append(
             {
                 "boxes": torch.from_numpy(boxes[mask]).to(device),
-                "labels": torch.from_numpy(classes[mask]).long().to(device),
+                "labels": torch.from_numpy(labels[mask]).long().to(device),
             }
         )
     return images, targets
@@ -140,7 +140,7 @@ def random_batch(config: ConfigDict, rng: np.random.Generator) -> dict[str, np.n
     return {
         "images": rng.integers(0, 256, (n, size, size), np.uint8),
         "boxes": np.concatenate([corner, corner + extent], axis=-1).astype(np.float32),
-        "classes": rng.integers(0, config.model.num_classes, (n, most), np.int32),
+        "labels": rng.integers(0, config.model.num_classes, (n, most), np.int32),
         "scores": np.ones((n, most), np.float32),
         "mask": np.arange(most) < counts[:, None],
     }

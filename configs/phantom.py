@@ -25,6 +25,6 @@ def get_config() -> ConfigDict:
     config.train.steps = 1_300
     config.train.learning_rate = 2e-3
     config.train.warmup_steps = 130
-    config.train.average_decay = 0.995
+    config.train.ema_decay = 0.995
     config.train.evaluate_every = 650
     return config

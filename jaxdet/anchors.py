@@ -1,4 +1,4 @@
-"""Anchors of a feature pyramid, laid out as torchvision does (Lin et al. 2017, section 4)."""
+"""Anchors of a feature pyramid (Lin et al. 2017, section 4), in torchvision's order."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxdet import InputError
+from jaxdet.boxes import iou
 
 
 def grid_sizes(image_size: tuple[int, int], levels: Sequence[int]) -> list[tuple[int, int]]:
@@ -19,7 +20,7 @@ def grid_sizes(image_size: tuple[int, int], levels: Sequence[int]) -> list[tuple
 def cell_anchors(
     sizes: Sequence[float], aspect_ratios: Sequence[float]
 ) -> Float[np.ndarray, "anchors 4"]:
-    """Anchors of one place, centred on (0, 0): all sizes of the first ratio, then of the next.
+    """Anchors of one location, centred on (0, 0): all sizes of the first ratio, then of the next.
 
     A size is the square root of the area, in pixels; an aspect ratio is height / width.
     """
@@ -34,24 +35,27 @@ def pyramid_anchors(
     levels: Sequence[int],
     scales: Sequence[float],
     aspect_ratios: Sequence[float],
-    whole_pixels: bool = False,
+    as_torchvision: bool = False,
 ) -> list[Float[np.ndarray, "_ 4"]]:
     """Anchors of every level in model-input pixels, each flattened from (row, column, anchor).
 
     Args:
         image_size: (height, width) in pixels.
-        levels: pyramid levels; level l has one place every 2**l pixels.
+        levels: pyramid levels; level l has one location every 2**l pixels.
         scales: sizes in units of the level's stride (COCO's RetinaNet: 4, 5.04, 6.35).
         aspect_ratios: height / width.
-        whole_pixels: cut sizes to whole pixels and round corners to them, as torchvision does.
+        as_torchvision: its spacing, image size // columns, which differs where 2**l does not divide
+            the image; and its rounding, of sizes and corners to whole pixels.
     """
     pyramid = []
     for level, (rows, columns) in zip(levels, grid_sizes(image_size, levels), strict=True):
-        stride_y, stride_x = image_size[0] // rows, image_size[1] // columns
+        stride_y = stride_x = 2**level  # where the features look
+        if as_torchvision:
+            stride_y, stride_x = image_size[0] // rows, image_size[1] // columns
         y, x = np.meshgrid(np.arange(rows) * stride_y, np.arange(columns) * stride_x, indexing="ij")
         centres = np.stack([x, y, x, y], axis=-1)[:, :, None]
         sizes = [scale * 2**level for scale in scales]
-        if whole_pixels:
+        if as_torchvision:
             cell = np.rint(cell_anchors([float(int(size)) for size in sizes], aspect_ratios))
         else:
             cell = cell_anchors(sizes, aspect_ratios)
@@ -72,17 +76,11 @@ def best_iou(
     only that one is tried: 36,096 boxes take a fraction of a second at any image size.
     """
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     best = np.zeros(len(boxes))
     for level, (rows, columns) in zip(levels, grid_sizes(image_size, levels), strict=True):
-        stride = np.array([image_size[1] // columns, image_size[0] // rows])
-        nearest = np.clip(np.rint(centre / stride), 0, [columns - 1, rows - 1]) * stride
+        nearest = np.clip(np.rint(centre / 2**level), 0, [columns - 1, rows - 1]) * 2**level
         for cell in cell_anchors([scale * 2**level for scale in scales], aspect_ratios):
-            top_left = np.maximum(boxes[:, :2], nearest + cell[:2])
-            bottom_right = np.minimum(boxes[:, 2:], nearest + cell[2:])
-            intersection = np.prod(np.maximum(bottom_right - top_left, 0), axis=1)
-            union = area + np.prod(cell[2:] - cell[:2]) - intersection
-            best = np.maximum(best, intersection / union)
+            best = np.maximum(best, iou(boxes, np.tile(nearest, 2) + cell))
     return best
 
 
@@ -104,7 +102,7 @@ BOXES_A_CLASS = 1000
 
 def plan(
     boxes: Float[np.ndarray, "boxes 4"],
-    classes: Int[np.ndarray, "boxes"],
+    labels: Int[np.ndarray, "boxes"],
     image_size: int,
     num_scales: int = 3,
     num_ratios: int = 3,
@@ -121,7 +119,7 @@ def plan(
 
     Args:
         boxes: in pixels of a square image of `image_size`; at least one.
-        num_scales, num_ratios: how many to choose, 1 to 6; anchors a place are their product.
+        num_scales, num_ratios: how many to choose, 1 to 6; anchors per location are their product.
 
     Raises:
         InputError: for more, which would take long to choose and longer to train.
@@ -129,10 +127,10 @@ def plan(
     for name, number in (("num_scales", num_scales), ("num_ratios", num_ratios)):
         if not 1 <= number <= 6:
             raise InputError(f"config.model.{name}: {number} is not in 1..6")
-    labels, counts = np.unique(classes, return_counts=True)
-    rows = [np.flatnonzero(classes == label) for label in labels]
+    present, counts = np.unique(labels, return_counts=True)
+    rows = [np.flatnonzero(labels == label) for label in present]
     rows = [r[np.linspace(0, len(r) - 1, min(len(r), BOXES_A_CLASS)).astype(int)] for r in rows]
-    share = np.repeat(np.eye(len(labels)), [len(r) for r in rows], axis=1)
+    share = np.repeat(np.eye(len(present)), [len(r) for r in rows], axis=1)
     share /= share.sum(axis=1, keepdims=True)
     boxes = boxes[np.concatenate(rows)]
     all_scales, all_ratios = scales or SCALES, aspect_ratios or ASPECT_RATIOS

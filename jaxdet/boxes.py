@@ -1,28 +1,48 @@
-"""Boxes as (x1, y1, x2, y2) in pixels: overlap, and the offsets a detector regresses."""
+"""Boxes as (x1, y1, x2, y2) in pixels: overlap, the offsets a detector regresses, and a table."""
 
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 # A decoded box is at most 1000/16 times its anchor (the clamp of Detectron and torchvision).
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
-def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
+class BoxTable(NamedTuple):
+    """Boxes of many images, a row each. Ground truth has score 1."""
+
+    image: Int[np.ndarray, "n"]  # position of the image among those that the table is about
+    labels: Int[np.ndarray, "n"]
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, "n"]
+
+
+def area(boxes: Float[Array | np.ndarray, "*n 4"]) -> Float[Array | np.ndarray, "*n"]:
     """Area in square pixels; an upside-down box has area 0."""
-    size = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    size = (boxes[..., 2:] - boxes[..., :2]).clip(0)
     return size[..., 0] * size[..., 1]
 
 
-def iou(a: Float[Array, "*b n 4"], b: Float[Array, "*b m 4"]) -> Float[Array, "*b n m"]:
-    """Intersection over union of every pair; 0 where both boxes are empty."""
-    top_left = jnp.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    bottom_right = jnp.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    size = jnp.maximum(bottom_right - top_left, 0)
-    intersection = size[..., 0] * size[..., 1]
-    union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
-    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+def iou(
+    a: Float[Array | np.ndarray, "*#n 4"], b: Float[Array | np.ndarray, "*#n 4"]
+) -> Float[Array | np.ndarray, "*n"]:
+    """Intersection over union of pairs of boxes (the two broadcast); 0 where both are empty.
+
+    NumPy in, NumPy out, in its own precision; the same for JAX.
+    """
+    xp = a.__array_namespace__()
+    corners = [xp.maximum(a[..., :2], b[..., :2]), xp.minimum(a[..., 2:], b[..., 2:])]
+    intersection = area(xp.concatenate(corners, axis=-1))
+    union = area(a) + area(b) - intersection
+    return xp.where(union > 0, intersection / xp.where(union > 0, union, 1), 0)
+
+
+def iou_matrix(a: Float[Array, "*b n 4"], b: Float[Array, "*b m 4"]) -> Float[Array, "*b n m"]:
+    """Intersection over union of each of `a` with each of `b`."""
+    return iou(a[..., :, None, :], b[..., None, :, :])
 
 
 def giou(a: Float[Array, "*n 4"], b: Float[Array, "*n 4"]) -> Float[Array, "*n"]:

@@ -20,11 +20,11 @@ NOT_NEGATIVE = (
     "seed", "augment.scale", "augment.shift", "augment.rotate", "augment.brightness",
     "augment.contrast", "augment.gamma", "model.head_depth", "train.frozen_stages", "loss.gamma",
     "loss.box_weight", "loss.image_weight", "train.weight_decay", "train.warmup_steps",
-    "train.backbone_rate", "inference.image_power", "evaluation.bootstrap_samples",
+    "train.backbone_lr_multiplier", "inference.image_power", "evaluation.bootstrap_samples",
 )  # fmt: skip
 SHARES = (
     "data.normal_share", "augment.flip", "augment.min_visible", "loss.foreground_iou",
-    "loss.background_iou", "loss.alpha", "train.momentum", "train.average_decay",
+    "loss.background_iou", "loss.alpha", "train.momentum", "train.ema_decay",
     "inference.score_threshold", "inference.nms_iou", "evaluation.more_iou_thresholds",
 )  # fmt: skip
 

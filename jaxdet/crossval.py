@@ -7,8 +7,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdet import InputError, checkpoint, submission
+from jaxdet.boxes import BoxTable
 from jaxdet.evaluate import evaluate, format_table, summarize
-from jaxdet.metrics import Boxes
 from jaxdet.train import train
 
 
@@ -38,7 +38,7 @@ def crossval(config: ConfigDict, workdir: Path) -> None:
         ids += list(evaluator.dataset.ids)
 
     detections, truth = (
-        Boxes(*map(np.concatenate, zip(*parts, strict=True))) for parts in (tables, truths)
+        BoxTable(*map(np.concatenate, zip(*parts, strict=True))) for parts in (tables, truths)
     )
     evaluation = config.evaluation
     scores = summarize(

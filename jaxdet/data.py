@@ -32,7 +32,7 @@ class Annotations:
     """
 
     image: Int[np.ndarray, "rows"]
-    classes: Int[np.ndarray, "rows"]
+    labels: Int[np.ndarray, "rows"]
     reader: np.ndarray  # names
     boxes: Float[np.ndarray, "rows 4"]
 
@@ -43,7 +43,7 @@ class Annotations:
         image = new[self.image]
         rows = np.flatnonzero(image >= 0)
         rows = rows[np.argsort(image[rows], kind="stable")]
-        return Annotations(image[rows], self.classes[rows], self.reader[rows], self.boxes[rows])
+        return Annotations(image[rows], self.labels[rows], self.reader[rows], self.boxes[rows])
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def read_split(name: str, split: str, image_size: int, data_dir: str) -> Dataset
             f"split {split!r}: not a split of {name}, which has {', '.join(builder.info.splits)}"
         ) from error
 
-    ids, index, sizes, image, classes, reader, boxes = [], [], [], [], [], [], []
+    ids, index, sizes, image, labels, reader, boxes = [], [], [], [], [], [], []
     for i, record in enumerate(source):
         ids.append(record["image_id"].decode())
         index.append(record["index"])
@@ -130,7 +130,7 @@ def read_split(name: str, split: str, image_size: int, data_dir: str) -> Dataset
         objects = record["objects"]
         found, normal = len(objects["label"]), record["normal_readers"]
         image += [i] * (found + len(normal))
-        classes += [*objects["label"], *[NO_FINDING] * len(normal)]
+        labels += [*objects["label"], *[NO_FINDING] * len(normal)]
         reader += [name.decode() for name in (*objects["reader"], *normal)]
         boxes += [*objects["bbox"], *[[np.nan] * 4] * len(normal)]
     relative = np.array(boxes, np.float32).reshape(-1, 4)
@@ -140,7 +140,7 @@ def read_split(name: str, split: str, image_size: int, data_dir: str) -> Dataset
         sizes=np.array(sizes, np.int64).reshape(-1, 2),
         annotations=Annotations(
             image=np.array(image, np.int64),
-            classes=np.array(classes, np.int64),
+            labels=np.array(labels, np.int64),
             reader=np.array(reader),
             boxes=relative[:, [1, 0, 3, 2]] * image_size,
         ),
@@ -220,7 +220,7 @@ def stratified_folds(
     by_id = np.argsort(dataset.ids)
     names, group = np.unique(groups[by_id], return_inverse=True)
     present = np.zeros((len(dataset), NO_FINDING + 1), bool)
-    present[dataset.annotations.image, dataset.annotations.classes] = True
+    present[dataset.annotations.image, dataset.annotations.labels] = True
     counts = np.zeros((len(names), NO_FINDING + 1))
     np.add.at(counts, group, present[by_id])
     images = np.bincount(group).astype(float)
@@ -252,7 +252,7 @@ class Targets:
     """
 
     boxes: Float[np.ndarray, "n boxes 4"]
-    classes: Int[np.ndarray, "n boxes"]
+    labels: Int[np.ndarray, "n boxes"]
     scores: Float[np.ndarray, "n boxes"]
     mask: Bool[np.ndarray, "n boxes"]
 
@@ -264,12 +264,12 @@ def make_targets(dataset: Dataset, method: str, max_boxes: int) -> Targets:
         InputError: if an image has more than `max_boxes` boxes: none is silently cut.
     """
     rows = dataset.annotations
-    found = rows.classes != NO_FINDING
+    found = rows.labels != NO_FINDING
     num_readers = max(pd.Series(rows.reader).groupby(rows.image).nunique(), default=1)
     fused = fusion.fuse(
         method,
         rows.image[found],
-        rows.classes[found],
+        rows.labels[found],
         rows.reader[found],
         rows.boxes[found],
         num_readers,
@@ -282,12 +282,12 @@ def make_targets(dataset: Dataset, method: str, max_boxes: int) -> Targets:
         )
     slot = np.arange(len(fused.image)) - (np.cumsum(counts) - counts)[fused.image]
     boxes = np.zeros((len(dataset), max_boxes, 4), np.float32)
-    classes = np.zeros((len(dataset), max_boxes), np.int32)
+    labels = np.zeros((len(dataset), max_boxes), np.int32)
     scores = np.ones((len(dataset), max_boxes), np.float32)
-    boxes[fused.image, slot], classes[fused.image, slot] = fused.boxes, fused.classes
+    boxes[fused.image, slot], labels[fused.image, slot] = fused.boxes, fused.labels
     if fusion.parse(method)[0] == "votes":
         scores[fused.image, slot] = fused.scores
-    return Targets(boxes, classes, scores, np.arange(max_boxes) < counts[:, None])
+    return Targets(boxes, labels, scores, np.arange(max_boxes) < counts[:, None])
 
 
 def decode_all(dataset: Dataset, name: str) -> UInt8[np.ndarray, "n height width"]:
@@ -324,9 +324,9 @@ def training_batches(config, dataset: Dataset, targets: Targets, rows: slice) ->
         share = normal.mean() if normal_share is None else normal_share
         found = [np.flatnonzero(~normal)]
         if balance_classes:
-            present = np.unique(targets.classes[targets.mask])
+            present = np.unique(targets.labels[targets.mask])
             found = [
-                np.flatnonzero((targets.mask & (targets.classes == label)).any(axis=1))
+                np.flatnonzero((targets.mask & (targets.labels == label)).any(axis=1))
                 for label in present
             ]
         kinds = [np.flatnonzero(normal), *found]
@@ -346,7 +346,7 @@ def training_batches(config, dataset: Dataset, targets: Targets, rows: slice) ->
             if config.data.cache
             else np.stack([dataset.decode(int(i)) for i in chosen]),
             "boxes": targets.boxes[chosen],
-            "classes": targets.classes[chosen],
+            "labels": targets.labels[chosen],
             "scores": targets.scores[chosen],
             "mask": targets.mask[chosen],
         }

@@ -21,8 +21,8 @@ from jaxdet import (
     report,
     submission,
 )
+from jaxdet.boxes import BoxTable
 from jaxdet.config import TRAINING_IMAGES, with_anchors_of_run
-from jaxdet.metrics import Boxes
 from jaxdet.models import detector
 from tfds_vinbig import kaggle
 from tfds_vinbig.kaggle import CLASS_NAMES, NO_FINDING
@@ -33,35 +33,35 @@ ALL_NAMES = (*CLASS_NAMES, "No finding")
 def ground_truth(
     method: str,
     image: Int[np.ndarray, "rows"],
-    classes: Int[np.ndarray, "rows"],
+    labels: Int[np.ndarray, "rows"],
     reader: np.ndarray,
     boxes: Float[np.ndarray, "rows 4"],
-) -> Boxes:
+) -> BoxTable:
     """The readers' rows as ground truth, made by `method` (see `fusion.fuse`): "raw", "wbf@T", ...
 
     "No finding" counts once an image, with the box (0, 0, 1, 1).
     """
-    found = classes != NO_FINDING
-    fused = fusion.fuse(method, image[found], classes[found], reader[found], boxes[found])
+    found = labels != NO_FINDING
+    fused = fusion.fuse(method, image[found], labels[found], reader[found], boxes[found])
     normal = np.unique(image[~found])
-    return Boxes(
+    return BoxTable(
         image=np.concatenate([fused.image, normal]),
-        classes=np.concatenate([fused.classes, np.full(len(normal), NO_FINDING)]),
+        labels=np.concatenate([fused.labels, np.full(len(normal), NO_FINDING)]),
         boxes=np.concatenate([fused.boxes, np.tile(submission.NO_FINDING_BOX, (len(normal), 1))]),
         scores=np.ones(len(fused.image) + len(normal)),
     )
 
 
-def truth_of(dataset: data.Dataset, method: str) -> Boxes:
+def truth_of(dataset: data.Dataset, method: str) -> BoxTable:
     """The ground truth of a split in original pixels, see `ground_truth`."""
     rows = dataset.annotations
     boxes = submission.to_original(rows.boxes, dataset.sizes[rows.image], dataset.image_size)
-    return ground_truth(method, rows.image, rows.classes, rows.reader, boxes)
+    return ground_truth(method, rows.image, rows.labels, rows.reader, boxes)
 
 
 def summarize(
-    detections: Boxes,
-    truth: Boxes,
+    detections: BoxTable,
+    truth: BoxTable,
     iou_thresholds: tuple[float, ...],
     num_images: int,
     method: str,
@@ -83,7 +83,7 @@ def summarize(
 
     aps = metrics.average_precision(detections, truth, iou_thresholds, num_classes=len(ALL_NAMES))
     first, name = aps[0], f"@{iou_thresholds[0]:g}"
-    froc, froc_of_all = metrics.froc(detections, truth, num_images, iou_thresholds[0])
+    froc, froc_of_all = metrics.froc(detections, truth, num_images, iou_thresholds[0], NO_FINDING)
     scores = {
         f"mAP{name}": mean(first),
         f"mAP14{name}": mean(first[:NO_FINDING]),
@@ -96,8 +96,8 @@ def summarize(
         "ground_truth": method,
         "FROC": {
             "false_positives_per_image": metrics.FALSE_POSITIVES,
-            "sensitivity": numbers(froc_of_all),
-            "sensitivity_by_class": {
+            "recall": numbers(froc_of_all),
+            "recall_by_class": {
                 label: numbers(values) for label, values in zip(CLASS_NAMES, froc, strict=True)
             },
         },
@@ -119,9 +119,9 @@ def summarize(
     return scores
 
 
-def format_table(scores: dict, truth: Boxes) -> str:
+def format_table(scores: dict, truth: BoxTable) -> str:
     """A table for the console: each class with its ground truth and AP, the means, and FROC."""
-    counts = np.bincount(truth.classes, minlength=len(ALL_NAMES))
+    counts = np.bincount(truth.labels, minlength=len(ALL_NAMES))
     lines = [f"{'class':<20} {'truth':>6} {'AP@0.4':>7}"]
     for name, count in zip(ALL_NAMES, counts, strict=True):
         ap = scores["AP"][name]
@@ -136,8 +136,8 @@ def format_table(scores: dict, truth: Boxes) -> str:
                 )
             lines.append(line)
     froc = scores["FROC"]
-    if froc["sensitivity"]:
-        points = zip(froc["sensitivity"], froc["false_positives_per_image"], strict=True)
+    if froc["recall"]:
+        points = zip(froc["recall"], froc["false_positives_per_image"], strict=True)
         lines.append(
             "sensitivity at false positives an image: "
             + ", ".join(f"{y:.2f} at {x:g}" for y, x in points)
@@ -187,7 +187,7 @@ class Evaluator:
 
     def picture(self, num_images: int = 8) -> bytes:
         """A PNG of the first images with findings: the readers' fused boxes and the detections."""
-        found = self.dataset.annotations.classes != NO_FINDING
+        found = self.dataset.annotations.labels != NO_FINDING
         chosen = np.unique(self.dataset.annotations.image[found])[:num_images]
         chosen = chosen if len(chosen) else np.arange(min(num_images, len(self.dataset)))
         data_config = self.config.data

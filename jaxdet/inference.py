@@ -24,7 +24,7 @@ class Detections(NamedTuple):
     """
 
     boxes: Float[Array, "*batch boxes 4"]
-    classes: Int[Array, "*batch boxes"]
+    labels: Int[Array, "*batch boxes"]
     scores: Float[Array, "*batch boxes"]
     mask: Bool[Array, "*batch boxes"]
     normal: Float[Array, "*batch"]
@@ -59,7 +59,7 @@ def select_detections(
     if image_logits is not None:
         in_image = jax.nn.sigmoid(image_logits.astype(jnp.float32))
         probabilities *= in_image[:-1] ** image_power
-    boxes, classes, scores = [], [], []
+    boxes, labels, scores = [], [], []
     start = 0
     for anchors in pyramid:
         end = start + len(anchors)
@@ -70,18 +70,18 @@ def select_detections(
         boxes.append(
             box_ops.clip(box_ops.decode(offsets, jnp.asarray(anchors)[anchor]), *image_size)
         )
-        classes.append(pair % num_classes)
+        labels.append(pair % num_classes)
         scores.append(best)
         start = end
-    boxes, classes, scores = (jnp.concatenate(x) for x in (boxes, classes, scores))
+    boxes, labels, scores = (jnp.concatenate(x) for x in (boxes, labels, scores))
 
     scores = jnp.where(scores > score_threshold, scores, 0)
     order = jnp.argsort(-scores, stable=True)
-    boxes, classes, scores = boxes[order], classes[order], scores[order]
-    keep = nms_mask(boxes, classes, nms_iou) & (scores > 0)
+    boxes, labels, scores = boxes[order], labels[order], scores[order]
+    keep = nms_mask(boxes, labels, nms_iou) & (scores > 0)
     kept_first = jnp.argsort(~keep, stable=True)[:max_detections]
     normal = 1 - scores[0] if image_logits is None else 1 - in_image[-1]
-    return Detections(*(x[kept_first] for x in (boxes, classes, scores, keep)), normal)
+    return Detections(*(x[kept_first] for x in (boxes, labels, scores, keep)), normal)
 
 
 def make_detect(

@@ -21,7 +21,7 @@ def sigmoid_focal(
     probability is the target. It is taken from the logits, so that confident ones stay finite.
     """
     probability = jax.nn.sigmoid(logits)
-    cross_entropy = jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, targets)
     alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
     return alpha_t * jnp.abs(targets - probability) ** gamma * cross_entropy
 
@@ -29,8 +29,8 @@ def sigmoid_focal(
 class RetinaNetLoss(NamedTuple):
     """Losses of one image."""
 
-    classes: Float[Array, ""]
-    boxes: Float[Array, ""]
+    class_loss: Float[Array, ""]
+    box_loss: Float[Array, ""]
 
 
 def retinanet_loss(
@@ -39,7 +39,7 @@ def retinanet_loss(
     anchors: Float[Array, "anchors 4"],
     matches: Int[Array, "anchors"],
     boxes: Float[Array, "boxes 4"],
-    classes: Int[Array, "boxes"],
+    labels: Int[Array, "boxes"],
     scores: Float[Array, "boxes"],
     alpha: float = 0.25,
     gamma: float = 2.0,
@@ -57,7 +57,7 @@ def retinanet_loss(
     foreground = matches >= 0
     normaliser = jnp.maximum(1, foreground.sum())
 
-    matched_class = jnp.where(foreground, classes[matches], -1)
+    matched_class = jnp.where(foreground, labels[matches], -1)
     targets = jax.nn.one_hot(matched_class, class_logits.shape[-1]) * scores[matches][:, None]
     focal = sigmoid_focal(class_logits, targets, alpha, gamma)
     class_loss = jnp.where((matches != IGNORED)[:, None], focal, 0).sum()
@@ -74,7 +74,7 @@ def retinanet_loss(
 
 def image_loss(
     logits: Float[Array, "labels"],
-    classes: Int[Array, "boxes"],
+    labels: Int[Array, "boxes"],
     scores: Float[Array, "boxes"],
     mask: Bool[Array, "boxes"],
 ) -> Float[Array, ""]:
@@ -82,7 +82,7 @@ def image_loss(
 
     A class is in the image as surely as its surest box (see `retinanet_loss` for scores).
     """
-    present = jax.nn.one_hot(classes, len(logits) - 1) * (scores * mask)[:, None]
+    present = jax.nn.one_hot(labels, len(logits) - 1) * (scores * mask)[:, None]
     present = present.max(axis=0, initial=0)
     targets = jnp.append(present, present.max())
     return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets).mean()

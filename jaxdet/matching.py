@@ -27,7 +27,7 @@ def match_anchors(
     however low (torchvision's "low-quality matches"; such an anchor keeps the box that *it*
     overlaps most). `mask` is False for padding. Without boxes everything is background.
     """
-    iou = jnp.where(mask[:, None], box_ops.iou(boxes, anchors), 0)
+    iou = jnp.where(mask[:, None], box_ops.iou_matrix(boxes, anchors), 0)
     best = iou.max(axis=0)
     # The first of the best, as argmax has it; a plain minimum is half again as fast on a CPU.
     index = jnp.arange(len(boxes))[:, None]
@@ -45,29 +45,29 @@ def match_anchors_atss(
     pyramid: Sequence[Float[np.ndarray, "_ 4"]],
     boxes: Float[Array, "boxes 4"],
     mask: Bool[Array, "boxes"],
-    anchors_per_place: int,
+    anchors_per_location: int,
     num_candidates: int = 9,
 ) -> Int[Array, "anchors"]:
     """As `match_anchors`, by adaptive training sample selection (ATSS, Zhang et al. 2020).
 
-    Candidates of a box are the anchors of the `num_candidates` places of each level whose centres
+    Candidates of a box are the anchors of the `num_candidates` locations per level whose centres
     are nearest to its own. Those are foreground whose IoU reaches the candidates' mean plus
     standard deviation and whose centre is inside the box; an anchor of several boxes takes the one
     it overlaps most. Nothing is ignored; a box that holds no centre has no anchor.
     """
     anchors = jnp.asarray(np.concatenate(pyramid))
-    iou = box_ops.iou(boxes, anchors)
+    iou = box_ops.iou_matrix(boxes, anchors)
     box_centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
 
     candidates = []
     for level in pyramid:
-        places = level[::anchors_per_place]
-        offset = (places[:, :2] + places[:, 2:]) / 2 - box_centres[:, None]
+        locations = level[::anchors_per_location]
+        offset = (locations[:, :2] + locations[:, 2:]) / 2 - box_centres[:, None]
         distance = (offset**2).sum(axis=-1)
-        _, nearest = jax.lax.top_k(-distance, min(num_candidates, len(places)))
-        is_near = (nearest[:, :, None] == jnp.arange(len(places))).any(axis=1)
-        candidates.append(jnp.repeat(is_near, anchors_per_place, axis=1))
+        _, nearest = jax.lax.top_k(-distance, min(num_candidates, len(locations)))
+        is_near = (nearest[:, :, None] == jnp.arange(len(locations))).any(axis=1)
+        candidates.append(jnp.repeat(is_near, anchors_per_location, axis=1))
     candidates = jnp.concatenate(candidates, axis=1)
 
     count = candidates.sum(axis=1, keepdims=True)

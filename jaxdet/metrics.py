@@ -1,41 +1,26 @@
 """Scores: average precision by the rule of PASCAL VOC 2010, how sure it is, and FROC."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # an image: the rates of the LUNA16 challenge
+from jaxdet.boxes import BoxTable, iou
+
+FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # per image: the rates of the LUNA16 challenge
 
 
-class Boxes(NamedTuple):
-    """Boxes of many images as a flat table. Ground truth has score 1."""
-
-    image: Int[np.ndarray, "n"]
-    classes: Int[np.ndarray, "n"]
-    boxes: Float[np.ndarray, "n 4"]
-    scores: Float[np.ndarray, "n"]
-
-
-def iou(a: Float[np.ndarray, "*#n 4"], b: Float[np.ndarray, "*#n 4"]) -> Float[np.ndarray, "*n"]:
-    """Intersection over union, box by box (the two broadcast); 0 where both are empty."""
-    size = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0)
-    intersection = size.prod(axis=-1)
-    area_a, area_b = ((x[..., 2:] - x[..., :2]).prod(axis=-1) for x in (a, b))
-    union = area_a + area_b - intersection
-    return np.divide(intersection, union, out=np.zeros(union.shape), where=union > 0)
-
-
-def match(detections: Boxes, truth: Boxes) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+def match(
+    detections: BoxTable, truth: BoxTable
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
     """For each detection, the truth of its image and class that it overlaps most, and the IoU.
 
     The first of equals; -1 and 0 where nothing overlaps.
     """
-    num_classes = 1 + max(detections.classes.max(initial=0), truth.classes.max(initial=0))
-    key = truth.image * num_classes + truth.classes
+    num_classes = 1 + max(detections.labels.max(initial=0), truth.labels.max(initial=0))
+    key = truth.image * num_classes + truth.labels
     by_key = np.argsort(key, kind="stable")
-    wanted = detections.image * num_classes + detections.classes
+    wanted = detections.image * num_classes + detections.labels
     start = np.searchsorted(key[by_key], wanted, "left")
     count = np.searchsorted(key[by_key], wanted, "right") - start
 
@@ -54,100 +39,100 @@ def match(detections: Boxes, truth: Boxes) -> tuple[Int[np.ndarray, "n"], Float[
     return best, best_overlap
 
 
-def _by_score(detections: Boxes) -> Boxes:
+def _by_score(detections: BoxTable) -> BoxTable:
     """By descending score over the whole set, equal ones as they stand."""
     order = np.argsort(-detections.scores, kind="stable")
-    return Boxes(*(column[order] for column in detections))
+    return BoxTable(*(column[order] for column in detections))
 
 
-def _hits(best, overlap, iou_threshold) -> Bool[np.ndarray, "n"]:
+def _true_positives(best, overlap, iou_threshold) -> Bool[np.ndarray, "n"]:
     """Which of the detections, best score first, is the first to reach its best truth."""
     close = np.flatnonzero((best >= 0) & (overlap > iou_threshold))
-    hit = np.zeros(len(best), bool)
-    hit[close[np.unique(best[close], return_index=True)[1]]] = True
-    return hit
+    result = np.zeros(len(best), bool)
+    result[close[np.unique(best[close], return_index=True)[1]]] = True
+    return result
 
 
-def _area(hit, weight, num_truth) -> float:
+def _area(true_positive, weight, num_truth) -> float:
     """Area under the monotone precision-recall curve; each detection counts `weight` times.
 
-    Precision is highest right after a hit, so no other point is needed.
+    Precision is highest right after a true positive, so no other point is needed.
     """
-    found, seen = np.cumsum(weight[hit]), np.cumsum(weight)[hit]
+    found, seen = np.cumsum(weight[true_positive]), np.cumsum(weight)[true_positive]
     precision = found / np.maximum(seen, 1)  # 0 as long as nothing counts
     monotone = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(weight[hit] @ monotone / num_truth) if num_truth else np.nan
+    return float(weight[true_positive] @ monotone / num_truth) if num_truth else np.nan
 
 
 def average_precision(
-    detections: Boxes, truth: Boxes, iou_thresholds: Sequence[float], num_classes: int
+    detections: BoxTable, truth: BoxTable, iou_thresholds: Sequence[float], num_classes: int
 ) -> Float[np.ndarray, "thresholds classes"]:
     """Average precision of each class at each IoU; NaN for a class without ground truth.
 
     PASCAL VOC 2010 (Everingham et al., devkit, section 4.4): the detections of all images go by
-    descending score, equal ones as they stand. One is a hit if its IoU with the truth of its image
-    and class that it overlaps most is *above* the threshold and no better-scored one has hit that
-    truth; else it is a false positive. The area under the precision-recall curve is taken with
-    precision made monotone, at every recall.
+    descending score, equal ones as they stand. One is a true positive if its IoU with the truth
+    of its image and class that it overlaps most is *above* the threshold and no better-scored one
+    has taken that truth; else it is a false positive. The area under the precision-recall curve is
+    taken with precision made monotone, at every recall.
     """
     detections = _by_score(detections)
     best, overlap = match(detections, truth)
     once = np.ones(len(best), np.int64)
     result = np.full((len(iou_thresholds), num_classes), np.nan)
     for t, threshold in enumerate(iou_thresholds):
-        hit = _hits(best, overlap, threshold)
+        is_true = _true_positives(best, overlap, threshold)
         for label in range(num_classes):
-            mine = detections.classes == label
-            result[t, label] = _area(hit[mine], once[mine], np.sum(truth.classes == label))
+            mine = detections.labels == label
+            result[t, label] = _area(is_true[mine], once[mine], np.sum(truth.labels == label))
     return result
 
 
 def froc(
-    detections: Boxes,
-    truth: Boxes,
+    detections: BoxTable,
+    truth: BoxTable,
     num_images: int,
-    iou_threshold: float = 0.4,
-    num_classes: int = 14,
+    iou_threshold: float,
+    num_classes: int,
     false_positives: Sequence[float] = FALSE_POSITIVES,
 ) -> tuple[Float[np.ndarray, "classes rates"], Float[np.ndarray, "rates"]]:
-    """Free-response ROC: sensitivity at so many false positives an image.
+    """Free-response ROC: recall (sensitivity) at so many false positives per image.
 
     Of each class (NaN without ground truth), and of all `num_classes` pooled: their boxes and false
-    positives counted together. Classes from `num_classes` on ("No finding") are left out. Hits are
-    those of `average_precision`. An operating point is a score, with all detections that reach it:
-    given is the best sensitivity of the points with at most that many false positives, without
-    interpolation (Bunch et al. 1978).
+    positives counted together. Classes from `num_classes` on ("No finding") are left out. True
+    positives are those of `average_precision`. An operating point is a score, with all detections
+    that reach it: given is the best recall of the points with at most that many false positives,
+    without interpolation (Bunch et al. 1978).
 
     Args:
         num_images: all images read, those without ground truth or detections too.
     """
     detections = _by_score(detections)
-    hit = _hits(*match(detections, truth), iou_threshold)
+    is_true = _true_positives(*match(detections, truth), iou_threshold)
 
-    def sensitivity(mine, num_truth):
-        hits, scores = hit[mine], detections.scores[mine]
+    def recall(mine, num_truth):
+        found, scores = is_true[mine], detections.scores[mine]
         ends = np.flatnonzero(np.diff(scores, append=-np.inf))  # equal scores come together
-        found = np.cumsum(hits)[ends]
+        num_found = np.cumsum(found)[ends]
         points = np.searchsorted(
-            np.cumsum(~hits)[ends], np.array(false_positives) * num_images, side="right"
+            np.cumsum(~found)[ends], np.array(false_positives) * num_images, side="right"
         )
-        return np.append(0, found)[points] / num_truth if num_truth else np.nan
+        return np.append(0, num_found)[points] / num_truth if num_truth else np.nan
 
-    counts = np.bincount(truth.classes, minlength=num_classes)[:num_classes]
+    counts = np.bincount(truth.labels, minlength=num_classes)[:num_classes]
     each = np.full((num_classes, len(false_positives)), np.nan)
     for label in range(num_classes):
-        each[label] = sensitivity(detections.classes == label, counts[label])
+        each[label] = recall(detections.labels == label, counts[label])
     pooled = np.full(len(false_positives), np.nan)
-    pooled[:] = sensitivity(detections.classes < num_classes, counts.sum())
+    pooled[:] = recall(detections.labels < num_classes, counts.sum())
     return each, pooled
 
 
 def bootstrap_confidence_interval(
-    detections: Boxes,
-    truth: Boxes,
+    detections: BoxTable,
+    truth: BoxTable,
     num_images: int,
-    iou_threshold: float = 0.4,
-    num_classes: int = 15,
+    iou_threshold: float,
+    num_classes: int,
     *,
     num_samples: int = 1000,
     confidence: float = 0.95,
@@ -165,17 +150,17 @@ def bootstrap_confidence_interval(
         seed: equal seeds draw equal images.
     """
     detections = _by_score(detections)
-    hit = _hits(*match(detections, truth), iou_threshold)
+    is_true = _true_positives(*match(detections, truth), iou_threshold)
     of_class = [
-        (hit[mine], detections.image[mine], truth.image[truth.classes == label])
+        (is_true[mine], detections.image[mine], truth.image[truth.labels == label])
         for label in range(num_classes)
-        for mine in [detections.classes == label]
+        for mine in [detections.labels == label]
     ]
     rng = np.random.default_rng(seed)
     means = np.full(num_samples, np.nan)
     for i in range(num_samples):
         drawn = np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
-        aps = [_area(hits, drawn[image], drawn[true].sum()) for hits, image, true in of_class]
+        aps = [_area(found, drawn[image], drawn[true].sum()) for found, image, true in of_class]
         if not np.isnan(aps).all():
             means[i] = np.nanmean(aps)
     if np.isnan(means).all():

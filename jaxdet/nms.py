@@ -8,7 +8,7 @@ from jaxdet import boxes as box_ops
 
 
 def nms_mask(
-    boxes: Float[Array, "n 4"], classes: Int[Array, "n"], iou_threshold: float
+    boxes: Float[Array, "n 4"], labels: Int[Array, "n"], iou_threshold: float
 ) -> Bool[Array, "n"]:
     """Which boxes greedy class-wise NMS keeps, the boxes being in descending order of score.
 
@@ -18,8 +18,8 @@ def nms_mask(
     """
     rank = jnp.arange(len(boxes))
     suppresses = (
-        (box_ops.iou(boxes, boxes) > iou_threshold)
-        & (classes[:, None] == classes)
+        (box_ops.iou_matrix(boxes, boxes) > iou_threshold)
+        & (labels[:, None] == labels)
         & (rank[:, None] < rank)
     )
 

@@ -19,7 +19,7 @@ FONT = ImageFont.load_default(11)
 def draw(
     image: UInt8[np.ndarray, "h w"],
     boxes: Float[np.ndarray, "n 4"],
-    classes: Int[np.ndarray, "n"],
+    labels: Int[np.ndarray, "n"],
     scores: Float[np.ndarray, "n"] | None = None,
     zoom: int = 2,
 ) -> Image.Image:
@@ -28,7 +28,7 @@ def draw(
     picture = Image.fromarray(image).convert("RGB")
     picture = picture.resize((width * zoom, height * zoom), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
-    for i, (box, label) in enumerate(zip(boxes * zoom, classes, strict=True)):
+    for i, (box, label) in enumerate(zip(boxes * zoom, labels, strict=True)):
         color = COLORS[label]
         pen.rectangle(tuple(box), outline=color, width=max(1, zoom // 2))
         text = CLASS_NAMES[label] if scores is None else f"{CLASS_NAMES[label]} {scores[i]:.2f}"
@@ -62,7 +62,7 @@ def compare(
     for i, image in enumerate(images):
         truth = targets.mask[i]
         shown = detections.mask[i] & (detections.scores[i] >= score_threshold)
-        read = draw(image, targets.boxes[i][truth], targets.classes[i][truth], zoom=zoom)
+        read = draw(image, targets.boxes[i][truth], targets.labels[i][truth], zoom=zoom)
         found = draw(image, *(column[i][shown] for column in detections[:3]), zoom=zoom)
         pairs.append(grid([read, found], columns=2, gap=2))
     return grid(pairs, columns=2, gap=16)

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxdet import InputError, checkpoint
+from jaxdet.boxes import BoxTable
 from jaxdet.inference import Detections
-from jaxdet.metrics import Boxes
 from tfds_vinbig.kaggle import NO_FINDING
 
 # "No finding" is scored as a box, the same one in every image.
@@ -28,14 +28,14 @@ def to_original(
     return boxes * (np.stack([width, height, width, height], axis=-1) / image_size)
 
 
-def to_table(detections: Detections, sizes: Int[np.ndarray, "n 2"], image_size: int) -> Boxes:
+def to_table(detections: Detections, sizes: Int[np.ndarray, "n 2"], image_size: int) -> BoxTable:
     """Detections of n images as rows in original pixels, "No finding" among them."""
     image, slot = np.nonzero(detections.mask)
     boxes = to_original(detections.boxes[image, slot].astype(np.float64), sizes[image], image_size)
     images = np.arange(len(sizes))
-    return Boxes(
+    return BoxTable(
         image=np.concatenate([image, images]),
-        classes=np.concatenate([detections.classes[image, slot], np.full(len(sizes), NO_FINDING)]),
+        labels=np.concatenate([detections.labels[image, slot], np.full(len(sizes), NO_FINDING)]),
         boxes=np.concatenate([boxes, np.tile(NO_FINDING_BOX, (len(sizes), 1))]),
         scores=np.concatenate([detections.scores[image, slot], detections.normal]).astype(
             np.float64
@@ -43,7 +43,7 @@ def to_table(detections: Detections, sizes: Int[np.ndarray, "n 2"], image_size: 
     )
 
 
-def write(path: Path, ids: list[str], table: Boxes) -> None:
+def write(path: Path, ids: list[str], table: BoxTable) -> None:
     """Write `image_id,PredictionString`, a line for every id, in that order.
 
     `table.image` counts the ids. Scores have nine digits, which tell any two float32 apart:
@@ -51,7 +51,7 @@ def write(path: Path, ids: list[str], table: Boxes) -> None:
     """
     strings = [[] for _ in ids]
     for image, label, box, score in zip(
-        table.image, table.classes, table.boxes, table.scores, strict=True
+        table.image, table.labels, table.boxes, table.scores, strict=True
     ):
         corners = "0 0 1 1" if label == NO_FINDING else " ".join(f"{x:.2f}" for x in box)
         strings[image].append(f"{label} {score:.9g} {corners}")
@@ -62,7 +62,7 @@ def write(path: Path, ids: list[str], table: Boxes) -> None:
     checkpoint.write_atomically(path, text.getvalue())
 
 
-def read(path: Path) -> tuple[list[str], Boxes]:
+def read(path: Path) -> tuple[list[str], BoxTable]:
     """The ids of a submission in its order, and its detections in the order they stand.
 
     Raises:
@@ -79,7 +79,7 @@ def read(path: Path) -> tuple[list[str], Boxes]:
         raise InputError(f"{path}: the first line must name image_id and PredictionString")
     id_column, string_column = columns.index("image_id"), columns.index("PredictionString")
 
-    ids, image, classes, scores, boxes = {}, [], [], [], []
+    ids, image, labels, scores, boxes = {}, [], [], [], []
     for line, row in enumerate(rows[1:], start=2):
         if not row:
             continue
@@ -108,12 +108,12 @@ def read(path: Path) -> tuple[list[str], Boxes]:
             if box[0] > box[2] or box[1] > box[3]:
                 raise InputError(f"{where}: box {i // 6 + 1} is upside down: {words[i : i + 6]}")
             image.append(ids[name])
-            classes.append(label)
+            labels.append(label)
             scores.append(score)
             boxes.append(box)
-    return list(ids), Boxes(
+    return list(ids), BoxTable(
         image=np.array(image, np.int64),
-        classes=np.array(classes, np.int64),
+        labels=np.array(labels, np.int64),
         boxes=np.array(boxes, np.float64).reshape(-1, 4),
         scores=np.array(scores, np.float64),
     )

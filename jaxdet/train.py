@@ -27,12 +27,12 @@ def plan_anchors(config: ConfigDict, targets: data.Targets) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     model, size = config.model, config.data.image_size
-    boxes, classes = targets.boxes[targets.mask], targets.classes[targets.mask]
+    boxes, labels = targets.boxes[targets.mask], targets.labels[targets.mask]
     if not len(boxes):
         raise InputError("config.data.split: the training images have no boxes to learn from")
     model.levels, model.anchor_scales, model.aspect_ratios = anchors.plan(
         boxes,
-        classes,
+        labels,
         size,
         model.num_scales,
         model.num_ratios,
@@ -44,8 +44,8 @@ def plan_anchors(config: ConfigDict, targets: data.Targets) -> ConfigDict:
     reached = anchors.best_iou(boxes, (size, size), *layout) >= 0.5
     print(f"anchors: levels {layout[0]}, scales {layout[1]} strides, height / width {layout[2]}")
     print(f"they reach {reached.mean():.1%} of {len(boxes)} training boxes at IoU 0.5:")
-    for label in np.unique(classes):
-        mine = reached[classes == label]
+    for label in np.unique(labels):
+        mine = reached[labels == label]
         print(f"  {CLASS_NAMES[label]:<20} {mine.mean():6.1%} of {len(mine)}")
     return config
 
@@ -56,8 +56,8 @@ def with_pretrained_weights(state: TrainState, file: Path, mesh: jax.sharding.Me
     print(report)
     params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))
     # Copied, as a donated state must not hold one array twice.
-    average = jax.tree.map(jnp.copy, params)
-    return state._replace(params=params, average=average, batch_stats=batch_stats)
+    ema_params = jax.tree.map(jnp.copy, params)
+    return state._replace(params=params, ema_params=ema_params, batch_stats=batch_stats)
 
 
 def open_log(workdir: Path, step: int) -> Callable[[int, dict], None]:

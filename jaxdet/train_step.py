@@ -25,11 +25,11 @@ class TrainState(NamedTuple):
     params: nnx.State
     batch_stats: nnx.State
     opt_state: optax.OptState
-    average: nnx.State  # of the parameters: what is evaluated and kept as "weights"
+    ema_params: nnx.State  # of the parameters: what is evaluated and kept as "weights"
 
     def weights(self) -> dict[str, nnx.State]:
         """What inference needs."""
-        return {"params": self.average, "batch_stats": self.batch_stats}
+        return {"params": self.ema_params, "batch_stats": self.batch_stats}
 
 
 def make_schedule(config: ConfigDict) -> optax.Schedule:
@@ -42,8 +42,8 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Clipping, then SGD with momentum or AdamW. Biases and normalisation do not decay.
 
-    The trunk learns at `backbone_rate` times the learning rate, its first `frozen_stages` not at
-    all (see `ResNet`).
+    The backbone learns at `backbone_lr_multiplier` times the learning rate, its first
+    `frozen_stages` not at all (see `ResNet`).
 
     Raises:
         InputError: for another optimiser.
@@ -60,7 +60,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name.startswith(tuple(frozen)):
             return jnp.zeros_like(update)
-        return config.backbone_rate * update if name.startswith("backbone/") else update
+        return config.backbone_lr_multiplier * update if name.startswith("backbone/") else update
 
     if config.optimizer == "sgd":
         update = optax.chain(
@@ -85,7 +85,7 @@ def init_state(config: ConfigDict, optimizer: optax.GradientTransformation) -> T
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        average=jax.tree.map(jnp.copy, params),  # a donated state must not hold one array twice
+        ema_params=jax.tree.map(jnp.copy, params),  # a donated state must not hold one array twice
     )
 
 
@@ -104,23 +104,23 @@ def make_train_step(
             )
     model_config, loss_config = config.model, config.loss
     pyramid = detector.pyramid(config)
-    places = jnp.asarray(np.concatenate(pyramid))
-    per_place = len(model_config.anchor_scales) * len(model_config.aspect_ratios)
+    locations = jnp.asarray(np.concatenate(pyramid))
+    per_location = len(model_config.anchor_scales) * len(model_config.aspect_ratios)
 
     def match(boxes, mask):
         if loss_config.matching == "iou":
             iou_range = loss_config.foreground_iou, loss_config.background_iou
-            return match_anchors(places, boxes, mask, *iou_range)
-        return match_anchors_atss(pyramid, boxes, mask, per_place, loss_config.atss_candidates)
+            return match_anchors(locations, boxes, mask, *iou_range)
+        return match_anchors_atss(pyramid, boxes, mask, per_location, loss_config.atss_candidates)
 
-    def losses_of_image(outputs, boxes, classes, scores, mask):
+    def losses_of_image(outputs, boxes, labels, scores, mask):
         class_loss, box_loss = retinanet_loss(
-            outputs.class_logits, outputs.box_offsets, places, match(boxes, mask),
-            boxes, classes, scores, loss_config.alpha, loss_config.gamma, loss_config.box,
+            outputs.class_logits, outputs.box_offsets, locations, match(boxes, mask),
+            boxes, labels, scores, loss_config.alpha, loss_config.gamma, loss_config.box,
         )  # fmt: skip
         losses = {"class_loss": class_loss, "box_loss": box_loss}
         if outputs.image_logits is not None:
-            losses["image_loss"] = image_loss(outputs.image_logits, classes, scores, mask)
+            losses["image_loss"] = image_loss(outputs.image_logits, labels, scores, mask)
         return losses
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -133,7 +133,7 @@ def make_train_step(
             model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
             outputs = model(normalize(images), train=True)
             losses = jax.vmap(losses_of_image)(
-                outputs, boxes, batch["classes"], batch["scores"], mask
+                outputs, boxes, batch["labels"], batch["scores"], mask
             )
             losses = {name: value.mean() for name, value in losses.items()}
             loss = losses["class_loss"] + loss_config.box_weight * losses["box_loss"]
@@ -146,15 +146,15 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young average follows closely, or it would remember the random start for long.
-        decay = jnp.minimum(config.train.average_decay, (1 + state.step) / (10 + state.step))
-        average = optax.incremental_update(params, state.average, 1 - decay)
+        decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
         metrics = {
             "loss": loss,
             **losses,
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": make_schedule(config.train)(state.step),
         }
-        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params), metrics
 
     return train_step
 

@@ -80,9 +80,9 @@ def torchvision_model(version: str):
 
     detection, ops = torchvision.models.detection, torchvision.ops
     if version == "v1":
-        trunk = torchvision.models.resnet50(norm_layer=ops.FrozenBatchNorm2d)
+        backbone = torchvision.models.resnet50(norm_layer=ops.FrozenBatchNorm2d)
         backbone = detection.backbone_utils._resnet_fpn_extractor(
-            trunk,
+            backbone,
             5,
             returned_layers=[2, 3, 4],
             extra_blocks=ops.feature_pyramid_network.LastLevelP6P7(256, 256),

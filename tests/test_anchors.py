@@ -46,7 +46,7 @@ def test_best_iou_is_that_of_all_anchors():
     corner = rng.uniform(0, 230, (300, 2))
     found = np.concatenate([corner, np.minimum(corner + rng.uniform(2, 90, (300, 2)), 256)], 1)
     everything = np.concatenate(anchors.pyramid_anchors((256, 256), **COCO))
-    brute = np.asarray(boxes.iou(jnp.array(found, "f"), jnp.array(everything))).max(axis=1)
+    brute = np.asarray(boxes.iou_matrix(jnp.array(found, "f"), jnp.array(everything))).max(axis=1)
     np.testing.assert_allclose(anchors.best_iou(found, (256, 256), **COCO), brute, atol=1e-5)
 
 
@@ -68,13 +68,13 @@ def test_a_plan_fits_its_boxes_better_than_cocos_anchors():
     found = np.concatenate(
         [boxes_of(rng, (20, 230), 10, 1.0, 500), boxes_of(rng, (100, 150), 60, 0.15, 20)]
     )
-    classes = np.repeat([8, 3], [500, 20])
-    plan = anchors.plan(found, classes, 256, 2, 2)
-    assert plan == anchors.plan(found, classes, 256, 2, 2)
+    labels = np.repeat([8, 3], [500, 20])
+    plan = anchors.plan(found, labels, 256, 2, 2)
+    assert plan == anchors.plan(found, labels, 256, 2, 2)
     assert plan.levels == (2, 3, 4, 5, 6)
     assert len(plan.scales) == len(plan.aspect_ratios) == 2
     for label in (3, 8):
-        mine = found[classes == label]
+        mine = found[labels == label]
         assert reached(mine, plan).mean() > 0.9 > 0.3 > reached(mine, list(COCO.values())).mean()
 
 
@@ -96,7 +96,7 @@ def test_a_plan_keeps_what_is_given():
     rng = np.random.default_rng(2)
     found = boxes_of(rng, (20, 108), 20, 0.5, 60)
     given = {"levels": (4, 5), "scales": (3.0,), "aspect_ratios": (1.0, 3.0)}
-    classes = np.zeros(60, int)
-    assert anchors.plan(found, classes, 128, **given) == tuple(given.values())
+    labels = np.zeros(60, int)
+    assert anchors.plan(found, labels, 128, **given) == tuple(given.values())
     for name, value in given.items():
-        assert getattr(anchors.plan(found, classes, 128, **{name: value}), name) == value
+        assert getattr(anchors.plan(found, labels, 128, **{name: value}), name) == value

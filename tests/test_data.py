@@ -42,7 +42,7 @@ def test_records_are_the_rows_of_train_csv_in_model_pixels(dataset, kaggle_folde
     assert len(got.image) == len(rows)
     assert expected == {
         (dataset.ids[i], c, r, *np.round(b.astype(float), 2))
-        for i, c, r, b in zip(got.image, got.classes, got.reader, boxes, strict=True)
+        for i, c, r, b in zip(got.image, got.labels, got.reader, boxes, strict=True)
     }
 
 
@@ -60,7 +60,7 @@ def test_targets_are_fused_and_padded(dataset):
     raw = data.make_targets(dataset, "none", 12)
     fused = data.make_targets(dataset, "wbf@0.4", 4)
     normal = np.zeros(len(dataset), bool)
-    normal[dataset.annotations.image[dataset.annotations.classes == NO_FINDING]] = True
+    normal[dataset.annotations.image[dataset.annotations.labels == NO_FINDING]] = True
     np.testing.assert_array_equal(fused.mask.any(axis=1), ~normal)
     np.testing.assert_array_equal(raw.mask.sum(axis=1), 3 * fused.mask.sum(axis=1))
     i = np.flatnonzero(~normal)[0]
@@ -118,12 +118,12 @@ def test_balanced_classes_come_equally_often(dataset):
     drawn = [stream[step] for step in range(64)]
     masks = np.concatenate([batch["mask"] for batch in drawn])
     assert abs((~masks.any(axis=1)).mean() - 0.25) < 0.02
-    has = np.stack([(targets.mask & (targets.classes == c)).any(axis=1) for c in (3, 4, 8)])
+    has = np.stack([(targets.mask & (targets.labels == c)).any(axis=1) for c in (3, 4, 8)])
     # An image is drawn once an epoch of each of its classes.
     expected = np.mean([(has[:, mine].mean(axis=1)) for mine in has], axis=0)
-    classes = np.concatenate([batch["classes"] for batch in drawn])[masks.any(axis=1)]
+    labels = np.concatenate([batch["labels"] for batch in drawn])[masks.any(axis=1)]
     found = masks[masks.any(axis=1)]
-    got = [((classes == c) & found).any(axis=1).mean() for c in (3, 4, 8)]
+    got = [((labels == c) & found).any(axis=1).mean() for c in (3, 4, 8)]
     np.testing.assert_allclose(got, expected, atol=0.04)
     assert same(stream[5], batches(dataset, normal_share=0.25, balance_classes=True)[5])
 
@@ -131,7 +131,7 @@ def test_balanced_classes_come_equally_often(dataset):
 def test_votes_are_soft_targets(dataset):
     """Two of three readers of one image see nothing: its boxes aim at a third."""
     rows = dataset.annotations
-    image = rows.image[rows.classes != NO_FINDING][0]
+    image = rows.image[rows.labels != NO_FINDING][0]
     gone = (rows.image == image) & (rows.reader != "R1")
     fewer = data.Annotations(*(column[~gone] for column in vars(rows).values()))
     votes = data.make_targets(replace(dataset, annotations=fewer), "votes@0.4", 4)
@@ -158,8 +158,8 @@ def test_folds_part_the_images_and_spread_the_classes(dataset):
     normal = np.array([i for i in range(30) if dataset.ids[i].startswith("train")])
     assert np.bincount(fold[normal], minlength=3).tolist() == [10, 10, 10]
     rows = dataset.annotations
-    for label in np.unique(rows.classes):
-        images = np.unique(rows.image[rows.classes == label])
+    for label in np.unique(rows.labels):
+        images = np.unique(rows.image[rows.labels == label])
         counts = np.bincount(fold[images], minlength=3)
         assert counts.max() - counts.min() <= 2, label
 

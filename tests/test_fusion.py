@@ -1,24 +1,22 @@
 import numpy as np
 import pytest
-from ensemble_boxes import nms, non_maximum_weighted, soft_nms, weighted_boxes_fusion
-from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float
+from ensemble_boxes import nms, weighted_boxes_fusion
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdet import InputError
 from jaxdet.fusion import fuse, parse
 
-METHODS = ("none", "nms@0.4", "soft-nms@0.4", "soft-nms-gaussian@0.5", "nmw@0.4", "votes@0.4",
-           "wbf@0.4")  # fmt: skip
+METHODS = ("none", "nms@0.4", "wbf@0.4", "votes@0.4", "agree@0.4:2")
 SCALE = 128  # of the package's units, 0 to 1: a power of two changes no IoU
 
 
 def run(method, rows, scores=None):
     """Fuse rows of (image, class, reader, x1, y1, x2, y2)."""
     a = np.array(rows, float).reshape(-1, 7)
-    image, classes, readers = a[:, :3].astype(int).T
+    image, labels, readers = a[:, :3].astype(int).T
     scores = scores if scores is None else np.array(scores, float)
-    return fuse(method, image, classes, readers, a[:, 3:], scores=scores)
+    return fuse(method, image, labels, readers, a[:, 3:], scores=scores)
 
 
 def as_lists(rows, scores):
@@ -34,48 +32,28 @@ def as_lists(rows, scores):
 
 def by_ensemble_boxes(method, rows, scores):
     """(labels, scores, boxes) of the package."""
-    name, parameter = parse(method)
+    name, threshold, _ = parse(method)
     boxes, scores, labels = as_lists(rows, scores)
     if name == "wbf":
-        boxes, scores, labels = weighted_boxes_fusion(boxes, scores, labels, iou_thr=parameter)
+        boxes, scores, labels = weighted_boxes_fusion(boxes, scores, labels, iou_thr=threshold)
     elif name == "votes":
         boxes, scores, labels = weighted_boxes_fusion(
-            boxes, scores, labels, iou_thr=parameter, conf_type="box_and_model_avg"
+            boxes, scores, labels, iou_thr=threshold, conf_type="box_and_model_avg"
         )
-    elif name == "nmw":
-        boxes, scores, labels = non_maximum_weighted(boxes, scores, labels, iou_thr=parameter)
     else:
         flat = [np.concatenate([x for x in lists if x])[None] for lists in (boxes, scores, labels)]
-        if name == "nms":
-            boxes, scores, labels = nms(*flat, iou_thr=parameter)
-        else:
-            boxes, scores, labels = by_soft_nms(name, parameter, *flat)
+        boxes, scores, labels = nms(*flat, iou_thr=threshold)
     return labels, scores, np.asarray(boxes) * SCALE
-
-
-def by_soft_nms(name, parameter, boxes, scores, labels):
-    """The package's soft_nms returns the scores as they came: the boxes are taken from it, the
-    scores from the function below it, which overwrites its argument."""
-    options = {"iou_thr": parameter} if name == "soft-nms" else {"sigma": parameter}
-    which = 1 if name == "soft-nms" else 2
-    kept, _, kept_labels = soft_nms(boxes, scores, labels, method=which, **options)
-    decayed = []
-    for label in np.unique(labels):
-        mine = labels[0] == label
-        left = scores[0][mine]
-        cpu_soft_nms_float(boxes[0][mine], left, parameter, parameter, 0.001, which)
-        decayed.extend(left[left > 0.001])
-    return kept, np.array(decayed), kept_labels
 
 
 def assert_equal(fused, expected):
     """As many rows, and each with one like it on the other side."""
     labels, scores, boxes = expected
     assert len(fused.image) == len(labels)
-    ours = np.c_[fused.classes, fused.scores, fused.boxes / SCALE]
+    ours = np.c_[fused.labels, fused.scores, fused.boxes / SCALE]
     theirs = np.c_[labels, scores, boxes / SCALE]
     distance = abs(ours[:, None] - theirs).max(axis=-1)
-    if len(labels):  # soft-NMS drops a box that starts at its lowest score
+    if len(labels):
         assert distance.min(axis=0).max() < 1e-5 and distance.min(axis=1).max() < 1e-5
 
 
@@ -94,7 +72,7 @@ def test_equal_scores_come_in_the_order_of_ensemble_boxes(rows, iou_threshold):
     assert_equal(run(method, rows), by_ensemble_boxes(method, rows, [1.0] * len(rows)))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "none"])
+@pytest.mark.parametrize("method", ["nms@0.4", "wbf@0.4", "votes@0.4"])
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(row, st.integers(1, 1000)), min_size=1, unique_by=lambda r: r[1]))
 def test_equals_ensemble_boxes(method, scored):
@@ -119,7 +97,7 @@ def test_images_do_not_touch(one, two, method):
         alone = run(method, rows)
         np.testing.assert_allclose(together.boxes[together.image == i], alone.boxes)
         np.testing.assert_allclose(together.scores[together.image == i], alone.scores)
-        np.testing.assert_array_equal(together.classes[together.image == i], alone.classes)
+        np.testing.assert_array_equal(together.labels[together.image == i], alone.labels)
 
 
 @settings(max_examples=100, deadline=None)
@@ -153,20 +131,21 @@ def test_three_readers_saw_nothing():
     for method in METHODS:
         fused = run(method, [])
         assert fused.boxes.shape == (0, 4)
-        assert fused.image.shape == fused.classes.shape == fused.scores.shape == (0,)
+        assert fused.image.shape == fused.labels.shape == fused.scores.shape == (0,)
 
 
 def test_classes_stay_apart():
     rows = [(0, 3, 0, 10, 10, 50, 30), (0, 4, 1, 10, 10, 50, 30)]
     for method in METHODS:
-        assert run(method, rows).classes.tolist() == [3, 4]
+        # One reader each: too few to agree.
+        assert run(method, rows).labels.tolist() == ([] if method == "agree@0.4:2" else [3, 4])
 
 
 def test_sorted_by_image_class_and_score_and_arguments_as_before():
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 50, (200, 2))
     arguments = {
-        "image": rng.integers(0, 4, 200), "classes": rng.integers(0, 3, 200),
+        "image": rng.integers(0, 4, 200), "labels": rng.integers(0, 3, 200),
         "readers": rng.integers(0, 3, 200), "boxes": np.c_[corner, corner + 30],
         "scores": rng.uniform(0.1, 1, 200),
     }  # fmt: skip
@@ -175,7 +154,7 @@ def test_sorted_by_image_class_and_score_and_arguments_as_before():
     before = {name: column.copy() for name, column in arguments.items()}
     for method in METHODS:
         fused = fuse(method, **arguments)
-        order = np.lexsort((-fused.scores, fused.classes, fused.image))
+        order = np.lexsort((-fused.scores, fused.labels, fused.image))
         assert order.tolist() == list(range(len(order)))
         for name, column in arguments.items():
             np.testing.assert_array_equal(column, before[name])
@@ -189,12 +168,31 @@ def test_votes_count_a_reader_once():
     np.testing.assert_allclose(run("votes@0.4", rows, [0.9, 0.2, 0.4]).scores, [2 / 3])
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(row, max_size=15), st.integers(1, 3))
+def test_agree_keeps_the_boxes_of_wbf_that_so_many_readers_drew(rows, least):
+    """The share of readers is what votes says of the same boxes."""
+    wbf, votes = run("wbf@0.4", rows), run("votes@0.4", rows)
+    agree = run(f"agree@0.4:{least}", rows)
+    enough = votes.boxes[votes.scores > (least - 0.5) / 3]
+    assert sorted(agree.boxes.tolist()) == sorted(enough.tolist())
+    assert {(*b, s) for b, s in zip(agree.boxes.tolist(), agree.scores, strict=True)} <= {
+        (*b, s) for b, s in zip(wbf.boxes.tolist(), wbf.scores, strict=True)
+    }
+
+
+def test_agree_counts_a_reader_once():
+    rows = [(0, 3, r, 10, 10, 50, 30) for r in (0, 0, 2)]
+    assert len(run("agree@0.4:2", rows).image) == 1
+    assert len(run("agree@0.4:3", rows).image) == 0
+
+
 def test_more_readers_than_expected_are_no_more_than_all():
     rows = [(0, 3, r, 10, 10, 50, 30) for r in range(5)]
     assert run("wbf@0.4", rows).scores.tolist() == run("votes@0.4", rows).scores.tolist() == [1.0]
 
 
-@pytest.mark.parametrize("method", ["nms", "nmw", "votes", "wbf"])
+@pytest.mark.parametrize("method", ["nms", "votes", "wbf"])
 def test_an_iou_of_exactly_the_threshold_stays_apart(method):
     rows = [(0, 3, 0, 0, 0, 10, 10), (0, 3, 1, 0, 0, 10, 20)]
     assert len(run(f"{method}@0.5", rows).image) == 2
@@ -208,48 +206,16 @@ def test_scores_weigh_the_mean():
     np.testing.assert_allclose(fused.scores, [(0.9 + 0.3) / 2 * 2 / 3])
 
 
-def test_nmw_by_hand():
-    """IoU of the two 0.5: weights 0.8 and 0.2."""
-    rows = [(0, 3, 0, 0, 0, 10, 10), (0, 3, 1, 0, 0, 10, 20)]
-    fused = run("nmw@0.4", rows, [0.8, 0.4])
-    np.testing.assert_allclose(fused.boxes, [[0, 0, 10, 12]])
-    np.testing.assert_allclose(fused.scores, [0.8])
-
-
-def test_soft_nms_by_hand():
-    """IoU of the first two 0.5, of the third with either 0."""
-    rows = [(0, 3, 0, 0, 0, 10, 20), (0, 3, 1, 0, 0, 10, 10), (0, 3, 2, 50, 50, 60, 60)]
-    linear = run("soft-nms@0.4", rows, [0.8, 0.9, 0.7])
-    assert linear.boxes[:, 3].tolist() == [10, 60, 20]
-    np.testing.assert_allclose(linear.scores, [0.9, 0.7, 0.4])
-    np.testing.assert_allclose(run("soft-nms@0.5", rows, [0.8, 0.9, 0.7]).scores, [0.9, 0.8, 0.7])
-    gaussian = run("soft-nms-gaussian@0.5", rows, [0.8, 0.9, 0.7])
-    np.testing.assert_allclose(gaussian.scores, [0.9, 0.7, 0.8 * np.exp(-0.5)])
-
-
-@pytest.mark.parametrize("method,faded", [("soft-nms@0.4", 0.5), ("soft-nms-gaussian@0.5", 0.6065)])
-def test_soft_nms_keeps_the_last_readers_box_whole(method, faded):
-    rows = [(0, 3, 0, 0, 0, 10, 10), (0, 3, 1, 0, 0, 10, 20)]
-    fused = run(method, rows)
-    assert fused.boxes[:, 3].tolist() == [20, 10]
-    np.testing.assert_allclose(fused.scores, [1, faded], atol=1e-4)
-
-
-def test_soft_nms_drops_what_fades_away():
-    rows = [(0, 3, r, 0, 0, 10, 10) for r in range(3)]
-    assert run("soft-nms@0.4", rows).scores.tolist() == [1.0]
-
-
 @settings(max_examples=100, deadline=None)
 @given(st.lists(row, max_size=10))
 def test_nms_a_second_time_changes_nothing(rows):
     once = run("nms@0.4", rows)
     readers = np.zeros(len(once.image), int)
-    twice = fuse("nms@0.4", once.image, once.classes, readers, once.boxes)
+    twice = fuse("nms@0.4", once.image, once.labels, readers, once.boxes)
     assert sorted(twice.boxes.tolist()) == sorted(once.boxes.tolist())
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "soft-nms-gaussian@0.5"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "agree@0.4:2"])
 def test_boxes_that_do_not_overlap_stay_as_they_are(method):
     rows = [(0, 3, r, 20 * r, 10, 20 * r + 15, 30) for r in range(3)]
     np.testing.assert_allclose(sorted(run(method, rows).boxes.tolist()), [r[3:] for r in rows])
@@ -257,7 +223,7 @@ def test_boxes_that_do_not_overlap_stay_as_they_are(method):
 
 def test_boxes_without_area_stay():
     rows = [(0, 3, r, 10, 10, 10, 30) for r in range(3)]
-    for method in METHODS:
+    for method in ("none", "nms@0.4", "wbf@0.4", "votes@0.4", "agree@0.4:1"):
         np.testing.assert_array_equal(run(method, rows).boxes, [[10, 10, 10, 30]] * 3)
 
 
@@ -278,11 +244,13 @@ def test_nms_keeps_the_last_readers_box():
     assert sorted(kept.boxes.tolist()) == [[0, 0, 10, 9], [50, 50, 60, 60]]
 
 
-@pytest.mark.parametrize("method", [
-    "wbf", "wbf@x", "wbf@1", "nms@-1", "soft@0.4", "soft-nms-gaussian@0", "none@0.4", "wbf@nan", "",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    ["wbf", "wbf@x", "wbf@1", "nms@-1", "soft-nms@0.4", "none@0.4", "wbf@nan", "", "wbf@0.4:2",
+     "agree@0.4", "agree@0.4:0", "agree@0.4:x", "agree@0.4:"],
+)  # fmt: skip
 def test_an_unknown_method_is_named(method):
-    with pytest.raises(InputError, match=f"fusion '{method}': not raw.*nms@IOU.*wbf@IOU.*SIGMA"):
+    with pytest.raises(InputError, match=f"fusion '{method}': not raw.*nms@IOU.*agree@IOU:READERS"):
         parse(method)
     with pytest.raises(InputError):
         run(method, [])

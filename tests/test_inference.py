@@ -27,7 +27,7 @@ def reference(logits, offsets, score_threshold, pre_nms_top_k, nms_iou, max_dete
     kept = []
     for score, c, box in sorted(candidates, key=lambda p: -p[0]):
         overlaps = [
-            float(box_ops.iou(jnp.array([box]), jnp.array([other]))[0, 0])
+            float(box_ops.iou_matrix(jnp.array([box]), jnp.array([other]))[0, 0])
             for _, label, other in kept
             if label == c
         ]
@@ -49,7 +49,7 @@ def test_equals_the_rule_in_loops(seed):
     assert got.mask.sum() == len(expected) > 5
     assert got.normal == 1 - got.scores[0]
     for i, (score, label, box) in enumerate(expected):
-        assert got.mask[i] and got.classes[i] == label
+        assert got.mask[i] and got.labels[i] == label
         np.testing.assert_allclose(got.scores[i], score, rtol=1e-5)
         np.testing.assert_allclose(got.boxes[i], box, atol=1e-3)
 

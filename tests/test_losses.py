@@ -49,16 +49,16 @@ def test_loss_by_hand():
     targets = np.zeros((4, 3))
     targets[[0, 3], 1] = 1
     focal = np.asarray(optax.sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2.0))
-    np.testing.assert_allclose(loss.classes, focal[[0, 1, 3]].sum() / 2, rtol=1e-5)
+    np.testing.assert_allclose(loss.class_loss, focal[[0, 1, 3]].sum() / 2, rtol=1e-5)
     wanted = box_ops.encode(BOXES[jnp.array([0, 0])], ANCHORS[jnp.array([0, 3])])
     error = np.abs(np.asarray(offsets)[[0, 3]] - wanted).sum()
-    np.testing.assert_allclose(loss.boxes, error / 2, rtol=1e-5)
+    np.testing.assert_allclose(loss.box_loss, error / 2, rtol=1e-5)
 
 
 def test_an_image_without_boxes_teaches_the_background():
     zeros = jnp.zeros((4, 3)), jnp.zeros((4, 4))
     grads = jax.grad(lambda c, b: sum(loss_of(c, b, [BACKGROUND] * 4)), argnums=(0, 1))(*zeros)
-    assert loss_of(*zeros, [BACKGROUND] * 4).classes > 0
+    assert loss_of(*zeros, [BACKGROUND] * 4).labels > 0
     assert (grads[0] > 0).all()
     assert (grads[1] == 0).all()
 
@@ -71,7 +71,7 @@ def test_votes_lower_the_class_target_and_leave_the_boxes():
     targets = np.zeros((4, 3), np.float32)
     targets[[0, 3], 1] = 1 / 3
     focal = np.asarray(sigmoid_focal(logits, jnp.array(targets)))
-    np.testing.assert_allclose(votes.classes, focal[[0, 1, 3]].sum() / 2, rtol=1e-5)
+    np.testing.assert_allclose(votes.labels, focal[[0, 1, 3]].sum() / 2, rtol=1e-5)
     np.testing.assert_array_equal(votes.boxes, loss_of(logits, offsets, matches).boxes)
 
 
@@ -82,7 +82,7 @@ def test_giou_loss_is_that_of_the_decoded_boxes_and_has_a_gradient_everywhere():
     loss = loss_of(logits, offsets, matches, box_loss="giou")
     decoded = box_ops.decode(offsets, ANCHORS)[jnp.array([0, 3])]
     expected = (1 - box_ops.giou(decoded, BOXES[jnp.array([0, 0])])).sum() / 2
-    np.testing.assert_allclose(loss.boxes, expected, rtol=1e-6)
+    np.testing.assert_allclose(loss.box_loss, expected, rtol=1e-6)
     wild = offsets.at[1].set(jnp.array([0, 0, 90.0, -90]))  # unmatched
     grad = jax.grad(lambda b: loss_of(logits, b, matches, box_loss="giou").boxes)(wild)
     assert (
@@ -92,11 +92,11 @@ def test_giou_loss_is_that_of_the_decoded_boxes_and_has_a_gradient_everywhere():
 
 def test_image_loss_by_hand():
     logits = jnp.array([0.5, -1.0, 2.0, 3.0])  # three classes, any
-    classes, scores = jnp.array([1, 1, 0]), jnp.array([1 / 3, 2 / 3, 1.0])
+    labels, scores = jnp.array([1, 1, 0]), jnp.array([1 / 3, 2 / 3, 1.0])
     mask = jnp.array([True, True, False])
     p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     t = np.array([0, 2 / 3, 0, 2 / 3])
     expected = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
-    np.testing.assert_allclose(image_loss(logits, classes, scores, mask), expected, rtol=1e-6)
-    normal = image_loss(logits, classes, scores, jnp.zeros(3, bool))
+    np.testing.assert_allclose(image_loss(logits, labels, scores, mask), expected, rtol=1e-6)
+    normal = image_loss(logits, labels, scores, jnp.zeros(3, bool))
     np.testing.assert_allclose(normal, -np.log(1 - p).mean(), rtol=1e-6)

@@ -10,7 +10,7 @@ from jaxdet.matching import BACKGROUND, IGNORED, match_anchors, match_anchors_at
 
 def brute_force(anchors, boxes, fg=0.5, bg=0.4):
     """The rule of the paper and of torchvision, an anchor at a time."""
-    iou = np.asarray(box_ops.iou(jnp.array(anchors), jnp.array(boxes)))
+    iou = np.asarray(box_ops.iou_matrix(jnp.array(anchors), jnp.array(boxes)))
     result = []
     for row in iou:
         best = row.max(initial=0)
@@ -57,17 +57,17 @@ def test_between_the_thresholds_is_ignored():
     assert match_anchors(anchors, boxes, jnp.array([True])).tolist() == [0, IGNORED]
 
 
-def brute_force_atss(pyramid, boxes, per_place, k):
+def brute_force_atss(pyramid, boxes, per_location, k):
     """The paper's algorithm 1, a box at a time."""
     anchors = np.concatenate(pyramid)
     best_iou, result = np.zeros(len(anchors)), np.full(len(anchors), BACKGROUND)
     for g, box in enumerate(boxes):
-        iou = np.asarray(box_ops.iou(jnp.array(box[None]), jnp.array(anchors)))[0]
+        iou = np.asarray(box_ops.iou_matrix(jnp.array(box[None]), jnp.array(anchors)))[0]
         centre, start, candidates = (box[:2] + box[2:]) / 2, 0, []
         for level in pyramid:
             offset = (level[:, :2] + level[:, 2:]) / 2 - centre
             order = np.argsort((offset**2).sum(axis=1), kind="stable")
-            candidates += (start + order[: k * per_place]).tolist()
+            candidates += (start + order[: k * per_location]).tolist()
             start += len(level)
         threshold = iou[candidates].mean() + iou[candidates].std(ddof=1)
         for a in candidates:

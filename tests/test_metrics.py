@@ -8,13 +8,14 @@ from map_boxes import mean_average_precision_for_boxes
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from jaxdet.metrics import Boxes, average_precision, bootstrap_confidence_interval, froc, match
+from jaxdet.boxes import BoxTable
+from jaxdet.metrics import average_precision, bootstrap_confidence_interval, froc, match
 
 
 def table(rows):
     """Boxes from (image, class, x1, y1, x2, y2, score)."""
     a = np.array(rows, float).reshape(-1, 7)
-    return Boxes(a[:, 0].astype(int), a[:, 1].astype(int), a[:, 2:6], a[:, 6])
+    return BoxTable(a[:, 0].astype(int), a[:, 1].astype(int), a[:, 2:6], a[:, 6])
 
 
 def area(box):
@@ -62,7 +63,7 @@ def reference(detections, truth, threshold, label):
     )
 
 
-def reference_sensitivity(detections, truth, labels, num_images, allowed):
+def reference_recall(detections, truth, labels, num_images, allowed):
     """The best of all score thresholds."""
     num_truth = sum(row[1] in labels for row in truth)
     if not num_truth:
@@ -215,7 +216,7 @@ def test_froc_equals_the_best_of_all_score_thresholds(detections, truth, num_ima
     each, pooled = froc(table(detections), table(truth), num_images, 0.4, 2, rates)
     for f, rate in enumerate(rates):
         expected = [
-            reference_sensitivity(detections, truth, labels, num_images, rate)
+            reference_recall(detections, truth, labels, num_images, rate)
             for labels in ([0], [1], [0, 1])
         ]
         np.testing.assert_allclose([*each[:, f], pooled[f]], expected)
@@ -225,23 +226,23 @@ def test_froc_by_hand():
     """Of two truths the first is found before the one false positive, the second after it."""
     truth = table([(0, 0, 0, 0, 10, 10, 1), (1, 0, 0, 0, 10, 10, 1)])
     found = table([(0, 0, 0, 0, 10, 9, 0.9), (5, 0, 0, 0, 9, 9, 0.8), (1, 0, 0, 0, 9, 10, 0.7)])
-    each, pooled = froc(found, truth, num_images=8)
+    each, pooled = froc(found, truth, 8, 0.4, 14)
     assert each.shape == (14, 7)
     assert each[0].tolist() == pooled.tolist() == [1, 1, 1, 1, 1, 1, 1]
     # In fewer images the same false positive weighs more.
-    assert froc(found, truth, num_images=7)[1].tolist() == [0.5, 1, 1, 1, 1, 1, 1]
+    assert froc(found, truth, 7, 0.4, 14)[1].tolist() == [0.5, 1, 1, 1, 1, 1, 1]
 
 
 def test_froc_takes_equal_scores_together():
     truth = table([(0, 0, 0, 0, 10, 10, 1)])
     found = table([(0, 0, 0, 0, 10, 10, 0.5), (1, 0, 0, 0, 10, 10, 0.5)])
-    assert froc(found, truth, 2, false_positives=[0.25, 0.5])[1].tolist() == [0, 1]
+    assert froc(found, truth, 2, 0.4, 14, false_positives=[0.25, 0.5])[1].tolist() == [0, 1]
 
 
 def test_froc_leaves_no_finding_out():
     truth = table([(0, 0, 0, 0, 10, 10, 1), (1, 14, 0, 0, 1, 1, 1)])
     found = table([(0, 14, 0, 0, 1, 1, 0.9), (0, 0, 0, 0, 10, 10, 0.5)])
-    assert froc(found, truth, 2, false_positives=[0.0])[1].tolist() == [1]
+    assert froc(found, truth, 2, 0.4, 14, false_positives=[0.0])[1].tolist() == [1]
 
 
 @settings(max_examples=200, deadline=None)
@@ -273,8 +274,10 @@ def test_bootstrap_equals_scoring_the_copies(detections, truth, seed):
 def test_bootstrap_interval_holds_the_score_and_narrows_with_confidence():
     found, truth = map(table, random_tables(2, jitter=12))
     score = average_precision(found, truth, [0.4], 3)[0].mean()
-    wide = bootstrap_confidence_interval(found, truth, 20, num_samples=200)
-    narrow = bootstrap_confidence_interval(found, truth, 20, num_samples=200, confidence=0.5)
+    wide = bootstrap_confidence_interval(found, truth, 20, 0.4, 15, num_samples=200)
+    narrow = bootstrap_confidence_interval(
+        found, truth, 20, 0.4, 15, num_samples=200, confidence=0.5
+    )
     assert wide[0] < narrow[0] < score < narrow[1] < wide[1]
-    assert wide == bootstrap_confidence_interval(found, truth, 20, num_samples=200)
-    assert wide != bootstrap_confidence_interval(found, truth, 20, num_samples=200, seed=1)
+    assert wide == bootstrap_confidence_interval(found, truth, 20, 0.4, 15, num_samples=200)
+    assert wide != bootstrap_confidence_interval(found, truth, 20, 0.4, 15, num_samples=200, seed=1)

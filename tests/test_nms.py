@@ -8,11 +8,11 @@ from jaxdet import boxes as box_ops
 from jaxdet.nms import nms_mask
 
 
-def greedy(boxes, classes, threshold):
-    iou = np.asarray(box_ops.iou(jnp.array(boxes), jnp.array(boxes)))
+def greedy(boxes, labels, threshold):
+    iou = np.asarray(box_ops.iou_matrix(jnp.array(boxes), jnp.array(boxes)))
     kept = []
     for i in range(len(boxes)):
-        if not any(classes[j] == classes[i] and iou[j, i] > threshold for j in kept):
+        if not any(labels[j] == labels[i] and iou[j, i] > threshold for j in kept):
             kept.append(i)
     return kept
 
@@ -23,9 +23,9 @@ def test_equals_greedy(seed, threshold, num_classes):
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 30, (32, 2))
     boxes = np.concatenate([corner, corner + rng.integers(0, 15, (32, 2))], 1).astype("f")
-    classes = rng.integers(0, num_classes, 32)
-    got = nms_mask(jnp.array(boxes), jnp.array(classes), threshold)
-    assert np.flatnonzero(got).tolist() == greedy(boxes, classes, threshold)
+    labels = rng.integers(0, num_classes, 32)
+    got = nms_mask(jnp.array(boxes), jnp.array(labels), threshold)
+    assert np.flatnonzero(got).tolist() == greedy(boxes, labels, threshold)
 
 
 def test_a_chain_settles():

@@ -80,7 +80,7 @@ def folder(tmp_path_factory):
 
 
 def anchors_of(size):
-    return pyramid_anchors(size, LEVELS, *COCO, whole_pixels=True)
+    return pyramid_anchors(size, LEVELS, *COCO, as_torchvision=True)
 
 
 @functools.cache
@@ -135,15 +135,15 @@ def _losses_and_gradients(version, batch, folder):
     graphdef, params, batch_stats = network(version, folder, jnp.float64)
     size = golden.SIZES[0]
     images = jnp.array(golden.images(size), jnp.float64)
-    places = jnp.array(np.concatenate(anchors_of(size)))
-    boxes, classes, real = padded(*golden.boxes(size))
+    locations = jnp.array(np.concatenate(anchors_of(size)))
+    boxes, labels, real = padded(*golden.boxes(size))
 
     def losses(params, mask):
         out = nnx.merge(graphdef, params, batch_stats, copy=True)(images, train=True)
 
         def of_image(logits, offsets, mask):
             return retinanet_loss(
-                logits, offsets, places, match_anchors(places, boxes, mask), boxes, classes,
+                logits, offsets, locations, match_anchors(locations, boxes, mask), boxes, labels,
                 jnp.ones(len(boxes)), box_loss=BOX_LOSS[version],
             )  # fmt: skip
 
@@ -193,6 +193,6 @@ def test_detections_are_equal(version, key, size, what, source, folder):
         expected[f"{key}/{what}/{field}"] for field in ("boxes", "labels", "scores")
     )
     assert got.mask.sum() == len(boxes) >= 50
-    np.testing.assert_array_equal(got.classes, labels)
+    np.testing.assert_array_equal(got.labels, labels)
     np.testing.assert_allclose(got.boxes, boxes, rtol=0, atol=0.01)
     np.testing.assert_allclose(got.scores, scores, rtol=0, atol=1e-5)

@@ -249,7 +249,7 @@ def test_score_counts_images_without_annotations(tmp_path):
     assert "2 images are not annotated" in done.stderr
     scores = json.loads(done.stdout)
     assert scores["num_images"] == 3 and scores["mAP@0.4"] == pytest.approx(1 / 3)
-    assert scores["FROC"]["sensitivity"] == [0, 0, 0, 1, 1, 1, 1]  # 2 / 3 an image
+    assert scores["FROC"]["recall"] == [0, 0, 0, 1, 1, 1, 1]  # 2 / 3 an image
     low, high = scores["95% interval"]["mAP@0.4"]
     # A sample with "a" once has it behind two others; one with "a" alone, behind none.
     assert low == pytest.approx(1 / 3) and high == 1

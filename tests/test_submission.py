@@ -6,7 +6,7 @@ from jaxdet.inference import Detections
 
 DETECTIONS = Detections(
     boxes=np.array([[[8, 16, 24, 48], [0, 0, 64, 64]], [[0, 0, 0, 0]] * 2], np.float32),
-    classes=np.array([[3, 8], [0, 0]]),
+    labels=np.array([[3, 8], [0, 0]]),
     scores=np.array([[0.75, 0.5], [0, 0]], np.float32),
     mask=np.array([[True, True], [False, False]]),
     normal=np.array([0.25, 1.0], np.float32),
@@ -16,7 +16,7 @@ SIZES = np.array([[1000, 2000], [500, 640]])  # (height, width)
 
 def test_boxes_come_out_in_original_pixels_and_class_14_ranks_images():
     table = submission.to_table(DETECTIONS, SIZES, 64)
-    assert table.classes.tolist() == [3, 8, 14, 14]
+    assert table.labels.tolist() == [3, 8, 14, 14]
     assert table.image.tolist() == [0, 0, 0, 1]
     np.testing.assert_allclose(table.boxes[0], [250, 250, 750, 750])
     np.testing.assert_allclose(table.boxes[2:], [[0, 0, 1, 1]] * 2)
@@ -33,7 +33,7 @@ def test_written_as_kaggle_wants_it_and_read_back(tmp_path):
     assert lines[2] == "a,14 1 0 0 1 1"
     ids, back = submission.read(path)
     assert ids == ["b", "a"]
-    order = np.lexsort((table.classes, table.image))
+    order = np.lexsort((table.labels, table.image))
     for mine, theirs in zip(table, back, strict=True):
         np.testing.assert_allclose(mine[order], theirs)
     assert [p.name for p in tmp_path.iterdir()] == ["submission.csv"]

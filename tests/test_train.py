@@ -75,7 +75,7 @@ def test_shipped_configs_fit_together(name):
     rows, side, boxes = config.train.batch_size, config.data.image_size, config.data.max_boxes
     shapes = {
         "images": ((rows, side, side), "uint8"), "boxes": ((rows, boxes, 4), "float32"),
-        "classes": ((rows, boxes), "int32"), "scores": ((rows, boxes), "float32"),
+        "labels": ((rows, boxes), "int32"), "scores": ((rows, boxes), "float32"),
         "mask": ((rows, boxes), "bool"),
     }  # fmt: skip
     batch = {key: jax.ShapeDtypeStruct(*value) for key, value in shapes.items()}
@@ -89,7 +89,7 @@ def test_overfitting_one_batch_reaches_map_1(config):
     """The first thing to try when a detector learns nothing."""
     config.augment.update({"flip": 0.0, "scale": 0.0, "shift": 0.0, "rotate": 0.0})
     config.augment.update({"brightness": 0.0, "contrast": 0.0, "gamma": 0.0})
-    config.train.update({"steps": 150, "average_decay": 0.9, "learning_rate": 2e-3})
+    config.train.update({"steps": 150, "ema_decay": 0.9, "learning_rate": 2e-3})
     batch = loader(config)[0]
     step, state, mesh = setup(config, 1)
     for _ in range(config.train.steps):
@@ -188,7 +188,7 @@ def test_the_trunk_learns_at_its_rate_and_frozen_stages_not_at_all(config):
     config.train.update({"optimizer": "sgd", "weight_decay": 0.1, "clip_norm": 1e9})
     changes = {}
     for rate, frozen in ((1.0, 0), (0.1, 0), (1.0, 2)):
-        config.train.update({"backbone_rate": rate, "frozen_stages": frozen})
+        config.train.update({"backbone_lr_multiplier": rate, "frozen_stages": frozen})
         step, state, mesh = setup(config, 1)
         before = jax.device_get(state.params)
         after, _ = step(state, parallel.shard_batch(batch, mesh))
@@ -209,7 +209,7 @@ def test_a_run_learns_with_every_part_of_the_recipe_on(config):
     """ATSS, GIoU, the image head, votes and balanced classes in one step after another."""
     config.model.image_head = True
     config.loss.update({"matching": "atss", "box": "giou", "box_weight": 2.0})
-    config.train.update({"steps": 40, "average_decay": 0.9})
+    config.train.update({"steps": 40, "ema_decay": 0.9})
     train_set, _ = data.train_and_eval(config)
     targets = data.make_targets(train_set, "votes@0.4", config.data.max_boxes)
     config.data.update({"normal_share": 0.25, "balance_classes": True})

@@ -170,7 +170,7 @@ class Shortcut(nnx.Module):
 class OnesConv(nnx.Module):
     """What conv1 would add for one more channel, of ones: 0 unless loaded, and never learnt.
 
-    On a grey image, that is what the channels' means in a colour trunk's normalisation come down
+    On a grey image, that is what the channels' means in a colour backbone's normalisation come down
     to (see `torchvision.to_grey`).
     """
 
@@ -189,7 +189,7 @@ class OnesConv(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """The trunk of a ResNet: an image in, the outputs of its four stages out.
+    """The backbone of a ResNet: an image in, the outputs of its four stages out.
 
     Args:
         depth: 18, 34, 50 or 101.

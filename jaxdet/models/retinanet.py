@@ -61,8 +61,8 @@ class RetinaNet(nnx.Module):
 
     Args:
         num_classes: number of findings; there is no background class.
-        num_anchors: anchors per place.
-        depth, width, norm, in_channels, frozen_stages: of the ResNet trunk, see `ResNet`.
+        num_anchors: anchors per location.
+        depth, width, norm, in_channels, frozen_stages: of the ResNet backbone, see `ResNet`.
         levels: pyramid levels, such as (3, 4, 5, 6, 7).
         p6_from: see `FPN`.
         fpn_channels: channels of the pyramid.

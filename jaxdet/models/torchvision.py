@@ -74,7 +74,7 @@ def torch_name(path: str, num_inner: int) -> str:
 
 
 def to_grey(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A trunk for colour made one for `augment.normalize`d grey pictures.
+    """A backbone for colour made one for `augment.normalize`d grey pictures.
 
     With g = 0.5 + 0.25 x a grey level and x what our network sees, channel c of theirs is
     0.25 x / STD[c] + (0.5 - MEAN[c]) / STD[c]: its filters are summed once with the one factor, for
@@ -111,9 +111,10 @@ def with_new_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def init_from(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, str]:
     """The weights of a file in place of those of a `RetinaNet`; and what was done, in sentences.
 
-    A classifier gives the trunk. A detector gives all but what depends on the number of classes and
-    anchors, where that differs, and laterals of levels that it does not have. A detector without a
-    count of batches had frozen BatchNorm without epsilon, as have torchvision's COCO weights of v1.
+    A classifier gives the backbone. A detector gives all but what depends on the number of classes
+    and anchors, where that differs, and laterals of levels that it does not have. A detector
+    without a count of batches had frozen BatchNorm without epsilon, as have torchvision's COCO
+    weights of v1.
 
     Args:
         path: see `read`.
