@@ -58,7 +58,7 @@ def test_loss_by_hand():
 def test_an_image_without_boxes_teaches_the_background():
     zeros = jnp.zeros((4, 3)), jnp.zeros((4, 4))
     grads = jax.grad(lambda c, b: sum(loss_of(c, b, [BACKGROUND] * 4)), argnums=(0, 1))(*zeros)
-    assert loss_of(*zeros, [BACKGROUND] * 4).labels > 0
+    assert loss_of(*zeros, [BACKGROUND] * 4).class_loss > 0
     assert (grads[0] > 0).all()
     assert (grads[1] == 0).all()
 
@@ -71,8 +71,8 @@ def test_votes_lower_the_class_target_and_leave_the_boxes():
     targets = np.zeros((4, 3), np.float32)
     targets[[0, 3], 1] = 1 / 3
     focal = np.asarray(sigmoid_focal(logits, jnp.array(targets)))
-    np.testing.assert_allclose(votes.labels, focal[[0, 1, 3]].sum() / 2, rtol=1e-5)
-    np.testing.assert_array_equal(votes.boxes, loss_of(logits, offsets, matches).boxes)
+    np.testing.assert_allclose(votes.class_loss, focal[[0, 1, 3]].sum() / 2, rtol=1e-5)
+    np.testing.assert_array_equal(votes.box_loss, loss_of(logits, offsets, matches).box_loss)
 
 
 def test_giou_loss_is_that_of_the_decoded_boxes_and_has_a_gradient_everywhere():
@@ -84,7 +84,7 @@ def test_giou_loss_is_that_of_the_decoded_boxes_and_has_a_gradient_everywhere():
     expected = (1 - box_ops.giou(decoded, BOXES[jnp.array([0, 0])])).sum() / 2
     np.testing.assert_allclose(loss.box_loss, expected, rtol=1e-6)
     wild = offsets.at[1].set(jnp.array([0, 0, 90.0, -90]))  # unmatched
-    grad = jax.grad(lambda b: loss_of(logits, b, matches, box_loss="giou").boxes)(wild)
+    grad = jax.grad(lambda b: loss_of(logits, b, matches, box_loss="giou").box_loss)(wild)
     assert (
         np.isfinite(grad).all() and (grad[1:3] == 0).all() and (grad[jnp.array([0, 3])] != 0).any()
     )
