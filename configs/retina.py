@@ -26,8 +26,9 @@ def get_config(size: str = "256") -> ConfigDict:
     data.num_folds = 5
     data.groups = ""  # FILE.csv:COLUMN of a patient for each image_id: never in two folds
     data.eval_split = "rest"  # what `split` leaves, or a TFDS slice
-    data.fusion = "wbf@0.4"  # of the readers' boxes, see jaxdet.fusion; "votes@IOU": soft targets
-    data.max_boxes = 64  # an image; more are an error
+    # Of the readers' boxes, see jaxdet.fusion; "votes@IOU": soft targets; "agree@IOU:2": only what
+    # two readers or more have drawn.
+    data.fusion = "wbf@0.4"
     data.normal_share = 0.25  # of the images drawn; None: as in the data
     data.balance_classes = False  # images with findings come from each class in turn
     data.cache = True  # decoded images in memory: 1 GB at 256 pixels, 4 at 512, 16 at 1024
@@ -44,10 +45,13 @@ def get_config(size: str = "256") -> ConfigDict:
     augment.gamma = 0.2  # exponent within 1 / 1.2 .. 1.2
 
     model = config.model = ConfigDict()
-    model.num_classes = 14
-    model.depth = 50  # 18, 34, 50, 101
-    model.width = 64  # channels of the first stage
-    model.norm = "batch"  # or "group", "frozen_batch"
+    model.name = "retinanet"
+    backbone = model.backbone = ConfigDict()
+    backbone.name = "resnet"  # or "convnext": see configs/convnext.py
+    backbone.depth = 50  # 18, 34, 50, 101
+    backbone.width = 64  # channels of the first stage
+    backbone.norm = "batch"  # or "group", "frozen_batch"
+    backbone.frozen_stages = 0  # what does not learn: 1 is the stem, 5 is all
     model.init_from = ""  # weights of torchvision: .safetensors, .npz or .pth
     # Levels of the pyramid, anchor sizes (square root of the area, in strides) and ratios (height /
     # width). None: planned from the training boxes, and kept in the run's config.json.
@@ -69,7 +73,8 @@ def get_config(size: str = "256") -> ConfigDict:
     loss.foreground_iou = 0.5  # of "iou"
     loss.background_iou = 0.4
     loss.atss_candidates = 9  # locations per level
-    loss.alpha = 0.25  # focal loss
+    loss.class_loss = "focal"
+    loss.alpha = 0.25  # of the focal loss
     loss.gamma = 2.0
     loss.box = "giou"  # or "l1"
     loss.box_weight = 2.0
@@ -80,22 +85,21 @@ def get_config(size: str = "256") -> ConfigDict:
     train.steps = 240_000 // train.batch_size  # 20 times as many as four folds have images
     train.optimizer = "adamw"  # or "sgd"
     train.learning_rate = 2e-4
-    train.backbone_lr_multiplier = 1.0  # times learning_rate: how fast the backbone learns
-    train.frozen_stages = 0  # of the backbone, which do not learn: 1 is the stem, 5 is all
+    train.backbone_lr_multiplier = 1.0  # of the learning rate, for the backbone
     train.momentum = 0.9  # of sgd
     train.weight_decay = 0.05  # decoupled for adamw, added to the gradient for sgd
     train.warmup_steps = 500
     train.clip_norm = 5.0  # of the gradient
-    train.ema_decay = 0.999  # of the parameter average, per step
+    train.ema_decay = 0.999  # of the exponential moving average of the parameters, per step
     train.log_every = 50  # steps
-    train.evaluate_every = train.steps // 10  # also of checkpoints
+    train.checkpoint_every = 1_000  # steps; and before each evaluation
+    train.evaluate_every = train.steps // 10
 
     inference = config.inference = ConfigDict()
     inference.score_threshold = 0.01  # mAP never punishes a tail
     inference.pre_nms_top_k = 300  # a level
     inference.nms_iou = 0.4
     inference.max_detections = 100  # an image
-    inference.image_power = 0.0  # box scores x P(finding in the image) ** this, by the image head
 
     evaluation = config.evaluation = ConfigDict()
     evaluation.ground_truth = "wbf@0.4"  # or "raw", or another of jaxdet.fusion
