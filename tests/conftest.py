@@ -72,7 +72,7 @@ def kaggle_folder(tmp_path_factory):
                     box = (x1 * 1.5, y1 * 2.0, x2 * 1.5, y2 * 2.0)
                     rows.append((name, CLASS_NAMES[label], label, reader, *box))
                 if not found:
-                    rows.append((name, "No finding", NO_FINDING, reader, *[None] * 4))
+                    rows.append((name, NO_FINDING, len(CLASS_NAMES), reader, *[None] * 4))
     columns = ["image_id", "class_name", "class_id", "rad_id", "x_min", "y_min", "x_max", "y_max"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "train.csv", index=False)
     for split, lines in meta.items():
