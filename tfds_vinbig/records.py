@@ -79,6 +79,25 @@ class Annotations(NamedTuple):
     splits: tuple[str, ...] | None = None
     image_ids: tuple[Hashable, ...] | None = None
 
+    def of_splits_with(self, ids: Iterable[str]) -> "Annotations":
+        """The images of those splits that have an image of `ids`; all where there are no splits."""
+        if self.splits is None:
+            return self
+        ids = set(ids)
+        found = {split for name, split in zip(self.ids, self.splits, strict=True) if name in ids}
+        chosen = np.flatnonzero([split in found for split in self.splits])
+        new = np.full(len(self.ids), -1)
+        new[chosen] = np.arange(len(chosen))
+        rows = new[self.image] >= 0
+        return self._replace(
+            ids=tuple(self.ids[i] for i in chosen),
+            splits=tuple(self.splits[i] for i in chosen),
+            image=new[self.image][rows],
+            labels=self.labels[rows],
+            readers=self.readers[rows],
+            boxes=self.boxes[rows],
+        )
+
 
 def flatten(rows: Iterable[Row], ids: Iterable[str]) -> dict:
     """The fields of `Annotations` that rows make up."""
