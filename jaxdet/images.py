@@ -184,7 +184,7 @@ def grey_levels(images: UInt8[np.ndarray, "n height width"]) -> list[list[float]
 
 
 def looks_inverted(pixels: UInt8[np.ndarray, "height width"], levels: list[list[float]]) -> bool:
-    """Whether a picture's negative is much nearer to the training images (`grey_levels`) than itself.
+    """Whether a picture's negative is much nearer to the training images (`grey_levels`) than it.
 
     Much is 1.5 times, in squared distances. On real chest films and on the phantom that finds
     nearly every negative and no positive: `tests/test_images.py`.
