@@ -107,6 +107,7 @@ def read_instances(
             raise InputError(f"{place}: no such folder")
     problems, notes = [], []
     listed, names, class_ids, rows = _read(path, problems, notes)
+    raise_all(problems, path)  # what follows from them would only hide them
     rows_of = {name: {} for name in listed}
     for place, row in rows.items():
         rows_of[row.image_id][place] = row
@@ -364,6 +365,8 @@ def _reader(entry: dict) -> str:
 def _find(image_id: Any, numbers: dict[Hashable, int], known: dict[str, int]) -> int:
     """The position of an image by COCO's id, by image_id, or by its file."""
     key = parse_id(image_id)
+    if not numbers and isinstance(key, int):  # a Kaggle file, in which 12 is a name
+        key = str(key)
     position = numbers.get(key)
     if position is None and isinstance(key, str):
         path = PurePosixPath(key)
