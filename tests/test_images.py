@@ -64,12 +64,14 @@ def png(samples, colour_type, bits):
     )
 
 
-OPAQUE = np.full_like(GRAY, 255)
-
-
 @pytest.mark.parametrize(
     "array",
-    [GRAY, np.stack([GRAY] * 3, -1), np.stack([GRAY, OPAQUE], -1), np.stack([GRAY] * 4, -1)],
+    [
+        GRAY,
+        np.stack([GRAY] * 3, -1),
+        np.stack([GRAY, 0 * GRAY + 255], -1),
+        np.stack([GRAY] * 4, -1),
+    ],
     ids=["gray", "rgb", "gray+alpha", "rgba"],
 )
 def test_every_form_of_a_gray_picture_reads_the_same(tmp_path, array):
@@ -194,9 +196,6 @@ def test_several_pictures_in_a_file_are_refused(tmp_path):
     page = Image.fromarray(GRAY)
     page.save(tmp_path / "x.tif", save_all=True, append_images=[page, page])
     assert "3 pictures in one file" in message(tmp_path / "x.tif")
-
-
-# Depth
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -342,9 +341,6 @@ def test_a_broken_tiff_is_one_line_and_nothing_else(tmp_path, capfd, compression
     (tmp_path / "x.tif").write_bytes(data[:middle] + data[middle + 500 :])
     assert "\n" not in message(tmp_path / "x.tif")
     assert capfd.readouterr() == ("", "")
-
-
-# Resizing and normalising
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (300, 200), (64, 64), (30, 50)])

@@ -3,10 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from jaxdet import InputError
 from tests import test_kaggle
 from tests.test_kaggle import HEADER, ROWS, message, write
-from tfds_vinbig import kaggle
+from tfds_vinbig import kaggle, submission
 
 folder = test_kaggle.folder
 
@@ -293,3 +296,20 @@ def test_size_columns_are_found_by_name(tmp_path, text):
 def test_a_wrong_size_is_named(tmp_path, text, said):
     (tmp_path / "meta.csv").write_text(text)
     assert said in message(kaggle.read_sizes, tmp_path / "meta.csv")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([HEADER, "image_id,dim0,dim1", "image_id,PredictionString", ""]),
+    st.lists(st.lists(st.text(max_size=6) | st.floats().map(repr), max_size=9), max_size=4),
+    st.sampled_from([",", ";", "\n", '"', "\0", "\r", "\ufeff"]),
+)
+def test_any_text_is_read_or_named(tmp_path_factory, header, rows, mark):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    text = "\n".join([header, *(",".join(fields) for fields in rows), mark])
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    for read in (kaggle.read_annotations, kaggle.read_sizes, lambda p: submission.read(p, (0, 1))):
+        try:
+            read(path)
+        except InputError as error:
+            assert str(path) in str(error)
