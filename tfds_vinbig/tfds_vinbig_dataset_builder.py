@@ -1,4 +1,4 @@
-"""The TFDS dataset `tfds_vinbig`: a checked Kaggle folder as ArrayRecord, without TensorFlow.
+"""The TFDS dataset `tfds_vinbig`: checked pictures and boxes as ArrayRecord, without TensorFlow.
 
     python -m tfds_vinbig --config=256 --manual_dir=KAGGLE_FOLDER
 
