@@ -241,12 +241,12 @@ def test_the_phantom_is_drawn_where_it_is_missing(tmp_path, phantom, given_folde
     assert files(other) == files(path) and len(phantom) == 1
 
 
-def test_a_phantom_that_is_not_whole_is_never_at_its_place(tmp_path, phantom, monkeypatch):
-    def draw_half(folder, **keywords):
-        make_folder(Path(folder))
+def test_a_phantom_that_is_not_whole_is_never_at_its_place(tmp_path, monkeypatch):
+    def draw_half(plans, size, folder, workers):
+        (folder / "train" / "half.png").write_bytes(b"")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tfds_vinbig.phantom, "draw_folder", draw_half)
+    monkeypatch.setattr(tfds_vinbig.phantom.folder, "draw_all", draw_half)
     with pytest.raises(KeyboardInterrupt):
         builder.build("phantom", tmp_path / "new" / "data")
     assert tree(tmp_path) == []
