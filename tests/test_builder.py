@@ -246,7 +246,7 @@ def test_a_phantom_that_is_not_whole_is_never_at_its_place(tmp_path, monkeypatch
         (folder / "train" / "half.png").write_bytes(b"")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tfds_vinbig.phantom.folder, "draw_all", draw_half)
+    monkeypatch.setattr("tfds_vinbig.phantom.folder.draw_all", draw_half)
     with pytest.raises(KeyboardInterrupt):
         builder.build("phantom", tmp_path / "new" / "data")
     assert tree(tmp_path) == []
