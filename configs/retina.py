@@ -45,7 +45,6 @@ def get_config(size: str = "256") -> ConfigDict:
     augment.gamma = 0.2  # exponent within 1 / 1.2 .. 1.2
 
     model = config.model = ConfigDict()
-    model.name = "retinanet"
     backbone = model.backbone = ConfigDict()
     backbone.name = "resnet"  # or "convnext": see configs/convnext.py
     backbone.depth = 50  # 18, 34, 50, 101

@@ -30,7 +30,7 @@ def draw(
     picture = picture.resize((width * zoom, height * zoom), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
     for i, (box, label) in enumerate(zip(boxes * zoom, labels, strict=True)):
-        color = color_of(label)
+        color = color_of(int(label))
         pen.rectangle(tuple(box), outline=color, width=max(1, zoom // 2))
         text = class_names[label] if scores is None else f"{class_names[label]} {scores[i]:.2f}"
         _, _, right, bottom = pen.textbbox((0, 0), text, font=FONT)
