@@ -116,7 +116,7 @@ def draw_bones(scene: Scene, rng: np.random.Generator) -> Layer:
         r = np.hypot((u - 0.5 - sign * 0.53) / 0.08, (v - 0.2) / 0.1)
         out[window] += 0.12 * ramp(1 - r, 0.25)
     # Spine: vertebral bodies with discs between them.
-    window, u, v = scene.cut((0.44, -1, 0.56, 2))
+    window, u, v = scene.cut((0.44, -1.0, 0.56, 2.0))
     d = np.abs(u - 0.5)
     period = 0.062
     phase = (v[:, 0] - rng.uniform(0, period)) / period
@@ -178,14 +178,14 @@ def draw_anatomy(scene: Scene, findings: list[Finding], rng: np.random.Generator
         )
         fixed[window] += 0.17 * mask * scene.lung[window]
     # Trachea and main bronchi.
-    window, u, v = scene.cut((0.4, -1, 0.6, 0.46))
+    window, u, v = scene.cut((0.4, -1.0, 0.6, 0.46))
     bend = 0.5 - 0.006 + 0.01 * np.clip(v - 0.2, 0, 1)
     tube = ramp(0.018 - np.abs(u - bend), 0.008) * ramp(0.375 - v, 0.02)
     x = np.abs(u - 0.496)
     bronchi = ramp(0.011 - np.abs(v - 0.365 - 0.75 * x), 0.008) * ramp(0.075 - x, 0.02)
     fixed[window] -= 0.17 * np.maximum(tube, 0.5 * bronchi)
     # Below the diaphragm: liver, and gas in the stomach.
-    window, u, v = scene.cut((-1, body.dome[0] - 0.06, 0.75, 2))
+    window, u, v = scene.cut((-1.0, body.dome[0] - 0.06, 0.75, 2.0))
     liver = 0.1 * ramp(v - body.dome[0], 0.06) * ramp(0.55 - u, 0.2)
     fixed[window] += liver * (trunk[window] > 0.3)
     if rng.random() < 0.6:

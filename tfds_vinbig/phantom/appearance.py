@@ -21,7 +21,7 @@ def side_of(finding: Finding) -> int:
 
 def draw_aorta(scene, finding, rng):
     """The knob itself is part of the mediastinum; here its density, and a rim of chalk at times."""
-    window, mask, r = scene.blob(finding.box, rng, 0, 0.25)
+    window, mask, r = scene.blob(finding.box, rng, 0.0, 0.25)
     scene.more[window] += contrast(finding, 0.04, 0.11) * mask
     if rng.random() < 0.3:
         rim = ramp(0.06 - np.abs(r - 0.85), 0.05) * (scene.u[window[1]] > 0.55)
@@ -30,7 +30,7 @@ def draw_aorta(scene, finding, rng):
 
 def draw_cardiomegaly(scene, finding, rng):
     """The heart's border is part of the mediastinum; here the density of a thicker heart."""
-    window, mask, _ = scene.blob(finding.box, rng, 0, 0.6)
+    window, mask, _ = scene.blob(finding.box, rng, 0.0, 0.6)
     scene.more[window] += contrast(finding, 0.02, 0.06) * mask
 
 

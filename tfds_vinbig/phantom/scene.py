@@ -1,12 +1,13 @@
 """The layers of a picture that is being drawn, and the shapes that are drawn into them."""
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from PIL import Image, ImageDraw
 
 from tfds_vinbig.phantom.body import Body, Box, diaphragm, lung_walls
 
 Layer = Float32[np.ndarray, "height width"]
+Window = tuple[slice, slice]  # rows and columns of a layer
 
 
 def ramp(x: np.ndarray, soft: float) -> np.ndarray:
@@ -54,8 +55,10 @@ class Scene:
         self.more = np.zeros(self.shape, np.float32)
         self.air = self.marks = self.more  # until the anatomy is drawn
 
-    def cut(self, box: Box, margin: float = 0.0):
-        """The window round a box: index, u (row) and v (column)."""
+    def cut(
+        self, box: Box, margin: float = 0.0
+    ) -> tuple[Window, Float32[np.ndarray, "width"], Float32[np.ndarray, "height 1"]]:
+        """The window round a box, with its u and v; the margin in widths and heights of the box."""
         mu, mv = margin * (box[2] - box[0]), margin * (box[3] - box[1])
         px = 1.5 / self.size
         i = np.searchsorted(self.v[:, 0], (box[1] - mv - px, box[3] + mv + px))
@@ -63,7 +66,9 @@ class Scene:
         window = np.s_[i[0] : i[1], j[0] : j[1]]
         return window, self.u[window[1]], self.v[window[0]]
 
-    def blob(self, box: Box, rng: np.random.Generator, rough: float, edge: float):
+    def blob(
+        self, box: Box, rng: np.random.Generator, rough: float, edge: float
+    ) -> tuple[Window, Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
         """Window, soft irregular mask and the distance from the centre (1 at the box's edge)."""
         window, u, v = self.cut(box, 0.25)
         x = (2 * u - box[0] - box[2]) / (box[2] - box[0])
@@ -74,7 +79,7 @@ class Scene:
             r = r + rough * (0.15 + bumps)
         return window, ramp(1 - 0.5 * edge - r, 0.5 * edge + 0.02), r
 
-    def lines(self, box: Box, points, widths, strengths):
+    def lines(self, box: Box, points, widths, strengths) -> tuple[Window, Layer]:
         """Window and a layer 0..1 with lines in it, later ones over earlier ones.
 
         `points` is (lines, points of a line, 2) with u and v; the others a number for each line.
