@@ -127,21 +127,25 @@ def dataset(data_dir):
 
 def command(*arguments) -> SimpleNamespace:
     """What `python run.py ARGUMENTS` does, in this process: its exit code and what it prints."""
+    import jaxdet.train  # noqa: F401  defines flags of its tools, which are not to be forgotten
     import run
 
     with (
         contextlib.redirect_stdout(io.StringIO()) as stdout,
         contextlib.redirect_stderr(io.StringIO()) as stderr,
         flagsaver.flagsaver(),
+        pytest.MonkeyPatch.context() as patch,
     ):
+        patch.setattr("sys.argv", [])
         code = run.run(["run.py", *map(str, arguments)])
     return SimpleNamespace(code=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 TINY = [
     "--config=configs/phantom.py", "--config.data.name=tfds_vinbig/256",
-    "--config.data.image_size=64", "--config.model.backbone.depth=10", "--config.model.backbone.width=8",
-    "--config.model.fpn_channels=16", "--config.model.head_channels=16",
+    "--config.data.image_size=64", "--config.model.backbone.depth=10",
+    "--config.model.backbone.width=8", "--config.model.fpn_channels=16",
+    "--config.model.head_channels=16",
     "--config.model.levels=(4,5)", "--config.train.batch_size=4", "--config.train.steps=3",
     "--config.train.warmup_steps=1", "--config.train.evaluate_every=2",
     "--config.train.log_every=1", "--config.evaluation.batch_size=4",
