@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     config.data.image_size = 128
     config.data.max_boxes = 36  # as many as the readers drew in one image
     config.augment.flip = 0.0  # a mirrored chest is a second anatomy to learn
-    config.model.depth = 18
-    config.model.width = 32
+    config.model.backbone.depth = 18
+    config.model.backbone.width = 32
     config.model.fpn_channels = 48
     config.model.head_channels = 48
     config.model.head_depth = 1

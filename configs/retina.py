@@ -44,10 +44,12 @@ def get_config(size: str = "256") -> ConfigDict:
     augment.gamma = 0.2  # exponent within 1 / 1.2 .. 1.2
 
     model = config.model = ConfigDict()
-    model.num_classes = 14
-    model.depth = 50  # 18, 34, 50, 101
-    model.width = 64  # channels of the first stage
-    model.norm = "batch"  # or "group", "frozen_batch"
+    backbone = model.backbone = ConfigDict()
+    backbone.name = "resnet"
+    backbone.depth = 50  # 18, 34, 50, 101
+    backbone.width = 64  # channels of the first stage
+    backbone.norm = "batch"  # or "group", "frozen_batch"
+    backbone.frozen_stages = 0  # which do not learn: 1 is the stem, 2 the first stage too, 5 is all
     model.init_from = ""  # weights of torchvision: .safetensors, .npz or .pth
     # Levels of the pyramid, anchor sizes (square root of the area, in strides) and ratios (height /
     # width). None: planned from the training boxes, and kept in the run's config.json.
@@ -69,7 +71,8 @@ def get_config(size: str = "256") -> ConfigDict:
     loss.foreground_iou = 0.5  # of "iou"
     loss.background_iou = 0.4
     loss.atss_candidates = 9  # locations per level
-    loss.alpha = 0.25  # focal loss
+    loss.class_loss = "focal"
+    loss.alpha = 0.25  # of focal loss
     loss.gamma = 2.0
     loss.box = "giou"  # or "l1"
     loss.box_weight = 2.0
@@ -81,7 +84,6 @@ def get_config(size: str = "256") -> ConfigDict:
     train.optimizer = "adamw"  # or "sgd"
     train.learning_rate = 2e-4
     train.backbone_lr_multiplier = 1.0  # times learning_rate: how fast the backbone learns
-    train.frozen_stages = 0  # of the backbone, which do not learn: 1 is the stem, 5 is all
     train.momentum = 0.9  # of sgd
     train.weight_decay = 0.05  # decoupled for adamw, added to the gradient for sgd
     train.warmup_steps = 500
@@ -95,7 +97,6 @@ def get_config(size: str = "256") -> ConfigDict:
     inference.pre_nms_top_k = 300  # a level
     inference.nms_iou = 0.4
     inference.max_detections = 100  # an image
-    inference.image_power = 0.0  # box scores x P(finding in the image) ** this, by the image head
 
     evaluation = config.evaluation = ConfigDict()
     evaluation.ground_truth = "wbf@0.4"  # or "raw", or another of jaxdet.fusion
