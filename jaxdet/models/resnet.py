@@ -113,7 +113,7 @@ class ResNet(nnx.Module):
     """A backbone (see `RetinaNet` for what that is): an image in, its four stages' outputs out.
 
     Args:
-        depth: 18, 34, 50 or 101.
+        depth: 10, 18, 34, 50 or 101.
         width: channels of the first stage (64 in the paper); later stages double it.
         norm: "batch", "frozen_batch" or "group".
         frozen_stages: how much does not learn, BatchNorm's averages included: 0 nothing, 1 the

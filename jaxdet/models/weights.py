@@ -115,9 +115,7 @@ def init_from(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, str]
     of_no_use = "backbone.fpn." if of_detector else CLASSIFIER
     if foreign := [key for key in unused if not key.startswith(of_no_use)]:
         raise InputError(f"{where}: has {foreign[0]}, which this network lacks")
-    found = {
-        name: TO_OURS.get(state[key].ndim, np.asarray)(state[key]) for name, key in keys.items()
-    }
+    found = {name: in_our_order(state[key]) for name, key in keys.items()}
     said = []
 
     # Grey pictures for coloured ones.
