@@ -45,10 +45,10 @@ def get_config(size: str = "256") -> ConfigDict:
 
     model = config.model = ConfigDict()
     backbone = model.backbone = ConfigDict()
-    backbone.name = "resnet"
-    backbone.depth = 50  # 18, 34, 50, 101
-    backbone.width = 64  # channels of the first stage
-    backbone.norm = "batch"  # or "group", "frozen_batch"
+    backbone.name = "resnet"  # or "convnext"
+    backbone.depth = 50  # 18, 34, 50, 101; of convnext 18 (Tiny), 36 (Small)
+    backbone.width = 64  # channels of the first stage; of convnext 96
+    backbone.norm = "batch"  # or "group", "frozen_batch"; of convnext "layer"
     backbone.frozen_stages = 0  # which do not learn: 1 is the stem, 2 the first stage too, 5 is all
     model.init_from = ""  # weights of torchvision: .safetensors, .npz or .pth
     # Levels of the pyramid, anchor sizes (square root of the area, in strides) and ratios (height /
