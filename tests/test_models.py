@@ -187,7 +187,7 @@ def test_group_norm_has_32_groups_or_8(channels, groups):
         ({"levels": (6, 7)}, r"model\.levels: \(6, 7\) must be consecutive"),
         ({"p6_from": "p4"}, r"model\.p6_from: 'p4' is not one of p5, c5"),
         ({"dtype": "int8"}, r"model\.dtype: 'int8' is not one of float32, bfloat16"),
-        ({"loss.class_loss": "l2"}, r"loss\.class_loss: 'l2' is not one of focal"),
+        ({"loss.class_loss": "l2"}, r"loss\.class_loss: 'l2' is not one of focal, varifocal"),
         ({"loss.box": "l2"}, r"loss\.box: 'l2' is not one of l1, giou"),
         ({"loss.matching": "l2"}, r"loss\.matching: 'l2' is not one of atss, iou"),
     ],
