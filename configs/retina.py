@@ -2,7 +2,8 @@
 
     python run.py --config=configs/retina.py --workdir=runs/r50
 
-`configs/retina.py:512` and `configs/retina.py:1024` are for the larger pictures. This file names
+`configs/retina.py:512` and `configs/retina.py:1024` are for the larger pictures. Start from weights
+that know pictures already: `--config.model.init_from=FILE`, see docs/pretrained.md. This file names
 every field there is; other configs change some of them.
 """
 
@@ -50,7 +51,7 @@ def get_config(size: str = "256") -> ConfigDict:
     backbone.width = 64  # channels of the first stage; of convnext 96
     backbone.norm = "batch"  # or "group", "frozen_batch"; of convnext "layer"
     backbone.frozen_stages = 0  # which do not learn: 1 is the stem, 2 the first stage too, 5 is all
-    model.init_from = ""  # weights of torchvision: .safetensors, .npz or .pth
+    model.init_from = ""  # weights of torchvision or timm: .safetensors, .npz or .pth
     # Levels of the pyramid, anchor sizes (square root of the area, in strides) and ratios (height /
     # width). None: planned from the training boxes, and kept in the run's config.json.
     model.levels = placeholder(tuple)
