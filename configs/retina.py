@@ -1,6 +1,9 @@
 """RetinaNet with ResNet-50 on VinBigData, as built by `python -m tfds_vinbig --config=256`.
 
-    python run.py --config=configs/retina.py --workdir=runs/r50
+    python run.py --config=configs/retina.py --workdir=runs/r50 --config.model.init_from=FILE
+
+Recommended: FILE with weights of ImageNet or COCO, see docs/pretrained.md; without it, the network
+starts from random numbers.
 
 `configs/retina.py:512` and `configs/retina.py:1024` are for the larger pictures. Start from weights
 that know pictures already: `--config.model.init_from=FILE`, see docs/pretrained.md. This file names
