@@ -11,8 +11,9 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 )
 # What one test has compiled another need not, in this process or in one that it starts.
-CACHE = tempfile.TemporaryDirectory(prefix="jaxdet-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="jaxdet-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from jaxtyping import install_import_hook
