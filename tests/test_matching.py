@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from jaxdet import boxes as box_ops
 from jaxdet.anchors import grid_sizes, pyramid_anchors
-from jaxdet.compilation import jit
 from jaxdet.matching import (
     BACKGROUND,
     IGNORED,
@@ -13,6 +12,7 @@ from jaxdet.matching import (
     match_anchors_atss,
     nearest_locations,
 )
+from tests.networks import jit
 
 MOST = 6  # boxes of one shape, so that each rule is compiled once
 match = jit(match_anchors)
@@ -79,17 +79,21 @@ def test_between_the_thresholds_is_ignored():
     assert match(anchors, boxes, jnp.array([True])).tolist() == [0, IGNORED]
 
 
+GRIDS = [(8, 8, 9), (1, 12, 9), (5, 2, 9), (2, 2, 9), (7, 9, 4), (6, 6, 1)]
+nearest = {
+    grid: jit(lambda x, r=grid[0], c=grid[1], n=grid[2]: nearest_locations(x, r, c, 8, n))
+    for grid in GRIDS  # rows, columns, count
+}
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(0, 10**6),
-    st.sampled_from([(8, 8, 9), (1, 12, 9), (5, 2, 9), (2, 2, 9), (7, 9, 4), (6, 6, 1)]),
-)
+@given(st.integers(0, 10**6), st.sampled_from(GRIDS))
 def test_the_nearest_locations_are_those_of_all(seed, grid):
     """Points at multiples of half a stride, in the grid and beyond: many are equally near."""
     rows, columns, count = grid
     stride, rng = 8, np.random.default_rng(seed)
     points = (rng.integers(-4, 2 * max(rows, columns) + 4, (5, 2)) * stride / 2).astype("f")
-    got = nearest_locations(jnp.array(points), rows, columns, stride, count)
+    got = nearest[grid](points)
     y, x = np.divmod(np.arange(rows * columns), columns)
     for point, mine in zip(points, np.asarray(got), strict=True):
         squared = (x * stride - point[0]) ** 2 + (y * stride - point[1]) ** 2

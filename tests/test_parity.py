@@ -11,18 +11,19 @@ from flax import nnx
 
 from jaxdet import models
 from jaxdet.anchors import pyramid_anchors
-from jaxdet.compilation import jit
 from jaxdet.matching import match_anchors
 from jaxdet.models.resnet import ResNet
 from jaxdet.models.retinanet import RetinaNet, select_detections
 from jaxdet.models.weights import init_from, names_in_file
 from tests import make_golden as golden
 from tests import networks
+from tests.networks import jit
 
 VERSIONS = {
     "v1": {"norm": "frozen_batch", "p6_from": "p5", "head_norm": "none", "box": "l1"},
     "v2": {"norm": "batch", "p6_from": "c5", "head_norm": "group", "box": "giou"},
 }
+PICTURES = [("v1", "128x128"), ("v1", "128x192"), ("v2", "128x128")]  # to put through the network
 SIZES = {f"{height}x{width}": (height, width) for height, width in golden.SIZES}
 
 
@@ -118,8 +119,7 @@ def test_anchors_are_equal(version, key, source):
     np.testing.assert_array_equal(got, theirs(version, source)[f"{key}/anchors"])
 
 
-@pytest.mark.parametrize("key", ["128x128", "128x192"])
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version,key", PICTURES)
 def test_outputs_are_equal(version, key, source, folder):
     ours, expected = outputs(version, SIZES[key], folder), theirs(version, source)
     for name in ("class_logits", "box_offsets"):
@@ -223,8 +223,7 @@ def test_detections_of_given_outputs_are_equal(version, key, source):
     assert_detections_are_equal(got, theirs(version, source), f"{key}/given")
 
 
-@pytest.mark.parametrize("key", ["128x128", "128x192"])
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version,key", PICTURES)
 def test_detections_of_a_picture_are_equal(version, key, source, folder):
     model = nnx.merge(*network(version, folder))
     model.image_size = SIZES[key]

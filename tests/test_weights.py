@@ -11,12 +11,12 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from jaxdet import InputError, models
-from jaxdet.compilation import jit
 from jaxdet.models import weights
 from jaxdet.models.torchvision import MEAN, STD
 from jaxdet.models.weights import init_from, read
 from tests import make_golden as golden
 from tests import networks
+from tests.networks import jit
 
 NAMES = json.loads((golden.GOLDEN / "names.json").read_text())
 # As `networks.model_config`: backbones that the files' networks have.
@@ -78,23 +78,25 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
         read(tmp_path / name)
 
 
-def colour_backbone(network):
-    """The backbone for three channels, and all that it has, in the trees of a detector's."""
-    fields = {**BACKBONE_OF[network], "frozen_stages": 0, "in_channels": 3}
+def backbone(network, in_channels):
+    """Structure of a backbone, and all that it has, in the trees of a detector's."""
+    fields = {**BACKBONE_OF[network], "frozen_stages": 0, "in_channels": in_channels}
     make = models.BACKBONES[fields.pop("name")]
     graphdef, *trees = models.split(nnx.eval_shape(lambda: make(**fields, rngs=nnx.Rngs(0))))
     ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), trees)
     return graphdef, *(nnx.State({"backbone": tree}) for tree in ones)
 
 
+def loaded(network, in_channels, load):
+    """A backbone with the weights of a file of that network."""
+    graphdef, *trees = backbone(network.split("/")[1], in_channels)
+    params, statistics, report = load(file_of(network), *trees)
+    return graphdef, params["backbone"], statistics["backbone"], report
+
+
 @functools.cache
-def see(network, channels):
+def see(graphdef):
     """A function (params, batch_stats, images) -> [C2, C3, C4, C5]."""
-    graphdef = colour_backbone(network)[0]
-    if channels == 1:
-        fields = {**BACKBONE_OF[network], "frozen_stages": 0}
-        make = models.BACKBONES[fields.pop("name")]
-        graphdef, *_ = models.split(nnx.eval_shape(lambda: make(**fields, rngs=nnx.Rngs(0))))
     return jit(lambda params, stats, images: nnx.merge(graphdef, params, stats)(images, False))
 
 
@@ -102,12 +104,9 @@ CLASSIFIERS = [name for name in NAMES if name.split("/")[1] in BACKBONE_OF]
 
 
 def features(network, load):
-    """What our network sees, with the weights of a file of that one."""
-    backbone = network.split("/")[1]
-    _, params, statistics = colour_backbone(backbone)
-    params, statistics, _ = load(file_of(network), params, statistics)
-    images = golden.images((96, 64))
-    return see(backbone, 3)(params["backbone"], statistics["backbone"], images)
+    """What our network sees in colour, with the weights of a file of that one."""
+    graphdef, params, statistics, _ = loaded(network, 3, load)
+    return see(graphdef)(params, statistics, golden.images((96, 64)))
 
 
 @pytest.mark.parametrize("network", CLASSIFIERS)
@@ -132,20 +131,20 @@ def test_features_equal_torchvisions_live(load):
 
 @pytest.mark.parametrize("network", BACKBONE_OF)
 def test_a_grey_picture_looks_the_same(network, load):
-    """In colour by torchvision's normalisation, or in grey by ours: C2 to C5 are equal."""
-    state = file_of(f"torchvision/{network}")
-    params, statistics, report = load(state, *detector(network))
-    assert "three colours summed" in report
-    _, colour_params, colour_statistics = colour_backbone(network)
-    colour_params, colour_statistics, _ = load(state, colour_params, colour_statistics)
-
-    grey = np.random.default_rng(0).uniform(0, 1, (1, 96, 64, 1)).astype(np.float32)
+    """In colour by torchvision's normalisation, or in grey by ours: the first convolution, with
+    what it adds for ones, says the same, up to the border."""
+    grey = np.random.default_rng(0).uniform(0, 1, (1, 48, 32, 1)).astype(np.float32)
     colour = ((grey - MEAN) / STD).astype(np.float32)
-    ours = see(network, 1)(params.backbone, statistics.backbone, (grey - 0.5) / 0.25)
-    theirs = see(network, 3)(colour_params["backbone"], colour_statistics["backbone"], colour)
-    for got, expected in zip(ours, theirs, strict=True):
-        assert np.std(expected) > 0.1
-        np.testing.assert_allclose(got, expected, atol=1e-4)
+    *ours, report = loaded(f"torchvision/{network}", 1, load)
+    assert "three colours summed" in report
+    *theirs, report = loaded(f"torchvision/{network}", 3, load)
+    assert "colours" not in report
+    ours, theirs = nnx.merge(*ours).stem, nnx.merge(*theirs).stem
+    assert theirs.ones is None
+    expected = theirs.conv(jnp.array(colour))
+    got = ours.conv(jnp.array((grey - 0.5) / 0.25)) + ours.ones(48, 32)
+    assert np.std(expected) > 0.5
+    np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", CLASSIFIERS)
