@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from jaxdet import InputError
 
@@ -102,11 +102,10 @@ def _read(picture: Image.Image, data: bytes) -> Picture:
         white_is_zero = picture.tag_v2.get(_PHOTOMETRIC) == 0
 
     notes = []
-    turned = picture.format == "TIFF" and _is_turned(picture)  # Pillow turns it as it loads it
+    turned = picture.format == "TIFF" and _orientation(picture) in _UPRIGHT  # Pillow turns these
     picture.load()
-    if _is_turned(picture):
-        picture, turned = ImageOps.exif_transpose(picture), True
-    if turned:
+    orientation = _orientation(picture)
+    if turned or orientation in _UPRIGHT:
         notes.append(ORIENTED)
     if picture.mode.startswith("I"):
         pixels, depth = _scale(np.asarray(picture))
@@ -115,22 +114,35 @@ def _read(picture: Image.Image, data: bytes) -> Picture:
         if white_is_zero:  # Pillow inverts 8 bits, but not more
             pixels = 255 - pixels
             notes.append(INVERTED)
-        return Picture(pixels, tuple(notes))
-    if picture.mode == "P":  # straight to gray, Pillow warns of a transparent palette
-        picture = picture.convert("RGBA")
-    pixels = np.asarray(picture.convert("L"))
-    # Of 16 bits a channel Pillow keeps the upper 8, which are dark where fewer are in use.
-    if bits == 16 and pixels.max() < 1 << 6:
-        raise InputError("16-bit colours of which 14 bits or fewer are in use; save it as gray")
+    else:
+        if picture.mode == "P":  # straight to gray, Pillow warns of a transparent palette
+            picture = picture.convert("RGBA")
+        pixels = np.asarray(picture.convert("L"))
+        # Of 16 bits a channel Pillow keeps the upper 8, which are dark where fewer are in use.
+        if bits == 16 and pixels.max() < 1 << 6:
+            raise InputError("16-bit colours of which 14 bits or fewer are in use; save it as gray")
+    if orientation in _UPRIGHT:
+        pixels = np.ascontiguousarray(_UPRIGHT[orientation](pixels))
     return Picture(pixels, tuple(notes))
 
 
-def _is_turned(picture: Image.Image) -> bool:
-    """Whether it has an EXIF orientation other than upright (1)."""
+# What turns a picture of each EXIF orientation but 1, which is upright.
+_UPRIGHT = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).T,
+    8: np.rot90,
+}
+
+
+def _orientation(picture: Image.Image) -> int | None:
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+        return picture.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF says nothing of the pixels
-        return False
+        return None
 
 
 def _scale(levels: np.ndarray) -> tuple[UInt8[np.ndarray, "height width"], int]:

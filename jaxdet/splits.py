@@ -80,7 +80,7 @@ def slice_rows(
     """
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     try:
-        parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(sizes)
+        parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(builder.info.splits)
         (split,) = {part.splitname for part in parts}
     except (ValueError, KeyError, AssertionError) as error:
         known = "folds, seed111" if field == "split" else "rest"

@@ -32,11 +32,13 @@ from tfds_vinbig.records import (
     Row,
     check_id,
     check_shape,
+    class_name_of,
     cut_rows,
     drop_repeated,
     find_pictures,
     flatten,
     raise_all,
+    ranked,
     read_shapes,
 )
 from tfds_vinbig.submission import NO_FINDING_BOX, to_table
@@ -62,9 +64,8 @@ def read_annotations(path: str | Path) -> Annotations:
     Raises:
         InputError: with every problem of the file, each with the entry.
     """
-    problems, notes = [], []
-    listed, names, class_ids, rows = _read(path, problems, notes)
-    raise_all(problems, path)
+    notes = []
+    listed, names, class_ids, rows = _read(Path(path).expanduser(), notes)
     return Annotations(
         names,
         class_ids,
@@ -106,7 +107,7 @@ def read_instances(
         if place is not None and not os.path.isdir(Path(place).expanduser()):
             raise InputError(f"{place}: no such folder")
     problems, notes = [], []
-    listed, names, class_ids, rows = _read(path, problems, notes)
+    listed, names, class_ids, rows = _read(path, notes)
     rows_of = {name: {} for name in listed}
     for place, row in rows.items():
         rows_of[row.image_id][place] = row
@@ -228,65 +229,74 @@ def read_detections(path: str | Path, annotations: Annotations) -> tuple[list[st
 def _only_images(path: str | Path) -> dict[str, _Image]:
     path, problems = Path(path).expanduser(), []
     data = load(path, problems)
-    listed = {} if problems else _read_images(data, path, problems)
+    raise_all(problems, path)
+    listed = _read_images(data, path, problems)
     raise_all(problems, path)
     return listed
 
 
-def _read(path: str | Path, problems: list[str], notes: list[str]) -> tuple:
+def _read(path: Path, notes: list[str]) -> tuple:
     """Images by image_id, class_names, class_ids, and rows by place."""
-    path = Path(path).expanduser()
-    before = len(problems)
+    problems = []
     data = load(path, problems)
-    if len(problems) > before:
-        return {}, (), (), {}
+    raise_all(problems, path)
     listed = _read_images(data, path, problems)
+    categories = _read_categories(data, path, problems)
+    raise_all(problems, path)  # annotations refer to these
+    names, class_ids = ranked(categories)
+    rows = _read_rows(data, path, listed, categories, problems, notes)
+    raise_all(problems, path)
+    return listed, names, class_ids, rows
+
+
+def _read_categories(data: Any, path: Path, problems: list[str]) -> dict[int, str]:
+    """The names of the categories by their ids."""
     categories = {}
     for place, entry in list_of(data, path, "categories", problems):
         number, name = parse_whole(entry.get("id")), entry.get("name")
-        name = name.strip() if isinstance(name, str) else ""
+        name = class_name_of(name.strip()) if isinstance(name, str) else ""
         if number is None:
             problems.append(f"{place}: id {show(entry.get('id'))} is not a whole number from 0 on")
         elif not (name and name.isprintable()):
             problems.append(f"{place}: name {show(entry.get('name'))} is no name")
         elif number in categories:
             problems.append(f"{place}: id {number} is there twice")
+        elif name in categories.values():
+            problems.append(f"{place}: name {name!r} is there twice")
         else:
-            name = NO_FINDING if name.lower() == NO_FINDING.lower() else name
-            if name in categories.values():
-                problems.append(f"{place}: name {name!r} is there twice")
             categories[number] = name
-    class_ids = sorted(number for number, name in categories.items() if name != NO_FINDING)
-    normal = [number for number, name in categories.items() if name == NO_FINDING]
-    labels = {number: label for label, number in enumerate((*class_ids, *normal))}
-    if not class_ids and len(problems) == before:
+    if not set(categories.values()) - {NO_FINDING} and not problems:
         problems.append(f"{path}: categories names no class")
+    return categories
 
-    image_of = {image.number: (name, image) for name, image in listed.items()}
-    whole = len(problems) == before  # else an unknown image may be one with a problem of its own
+
+def _read_rows(
+    data: Any,
+    path: Path,
+    listed: dict[str, _Image],
+    categories: dict[int, str],
+    problems: list[str],
+    notes: list[str],
+) -> dict[str, Row]:
+    """The annotations by place, and a row of "No finding" for each image without one."""
+    ids = {image.number: name for name, image in listed.items()}
+    names, class_ids = ranked(categories)
+    labels = {i: label for label, i in enumerate(class_ids) if i in categories}
+    normal, nowhere = len(names), [math.nan] * 4
     rows, crowds, annotated = {}, 0, set()
     for place, entry in list_of(data, path, "annotations", problems):
         try:
-            number = parse_id(entry.get("image_id"))
-            if number not in image_of:
-                if whole:
-                    raise InputError(f"image_id {show(entry.get('image_id'))} is in no image")
-                continue
-            image_id = image_of[number][0]
+            image_id = ids.get(parse_id(entry.get("image_id")))
+            if image_id is None:
+                raise InputError(f"image_id {show(entry.get('image_id'))} is in no image")
             annotated.add(image_id)
             if entry.get("iscrowd"):
                 crowds += 1
                 continue
             label = labels.get(parse_whole(entry.get("category_id")))
             if label is None:
-                if whole:
-                    raise InputError(
-                        f"category_id {show(entry.get('category_id'))} is in no category"
-                    )
-                continue
-            box = [math.nan] * 4
-            if label < len(class_ids):
-                box = _corners(entry.get("bbox"), area=True)
+                raise InputError(f"category_id {show(entry.get('category_id'))} is in no category")
+            box = nowhere if label == normal else _corners(entry.get("bbox"), area=True)
             rows[place] = Row(image_id, label, _reader(entry), *box)
         except InputError as error:
             problems.append(f"{place}: {error}")
@@ -296,13 +306,11 @@ def _read(path: str | Path, problems: list[str], notes: list[str]) -> tuple:
             f"{path}: {crowds} crowds (iscrowd) are left out; {only} images have nothing else, and "
             "count neither as normal nor as having a finding"
         )
-    rows = drop_repeated(rows, len(class_ids), path, notes)
+    rows = drop_repeated(rows, normal, path, notes)
     for name in listed:
         if name not in annotated:
-            rows[f"{path}: image {name}"] = Row(name, len(class_ids), READER, *[math.nan] * 4)
-    last = normal[0] if normal else max(class_ids, default=-1) + 1
-    names = tuple(categories[number] for number in class_ids)
-    return listed, names, (*class_ids, last), rows
+            rows[f"{path}: image {name}"] = Row(name, normal, READER, *nowhere)
+    return rows
 
 
 def _read_images(data: Any, path: Path, problems: list[str]) -> dict[str, _Image]:
@@ -353,17 +361,19 @@ def _image_id(file_name: Any) -> str:
 
 
 def _reader(entry: dict) -> str:
-    reader = entry.get("rad_id")
-    if reader is None:
+    if entry.get("rad_id") is None:
         return READER
-    if isinstance(reader, bool) or not isinstance(reader, str | int) or reader == "":
-        raise InputError(f"rad_id {show(reader)} is no name")
+    reader = parse_id(entry["rad_id"])
+    if reader is None:
+        raise InputError(f"rad_id {show(entry['rad_id'])} is no name")
     return str(reader)
 
 
 def _find(image_id: Any, numbers: dict[Hashable, int], known: dict[str, int]) -> int:
     """The position of an image by COCO's id, by image_id, or by its file."""
     key = parse_id(image_id)
+    if not numbers and isinstance(key, int):  # a Kaggle file, in which 12 is a name
+        key = str(key)
     position = numbers.get(key)
     if position is None and isinstance(key, str):
         path = PurePosixPath(key)

@@ -20,7 +20,6 @@ from tfds_vinbig.kaggle_csv import (
     VINBIGDATA,
     annotation_rows,
     named_classes,
-    ranked,
     read_annotations,
     read_sizes,
     size_rows,
@@ -34,6 +33,7 @@ from tfds_vinbig.records import (
     cut_rows,
     find_pictures,
     raise_all,
+    ranked,
     read_shapes,
 )
 from tfds_vinbig.tables import read_table

@@ -14,9 +14,11 @@ from tfds_vinbig.records import (
     Row,
     check_box,
     check_id,
+    class_name_of,
     drop_repeated,
     flatten,
     raise_all,
+    ranked,
 )
 from tfds_vinbig.tables import Table, parse_number, read_table
 
@@ -105,17 +107,13 @@ def _class_id(word: str) -> int | None:
     return int(number) if number.is_integer() and 0 <= number < 2**31 else None
 
 
-def _class_name(name: str) -> str:
-    return NO_FINDING if name.lower() == NO_FINDING.lower() else name
-
-
 def _is_vinbigdata(table: Table) -> bool:
     """Whether all classes that the table names are VinBigData's by name and number."""
     if "class_name" not in table.at:
         return True
     class_at, name_at = table.at["class_id"], table.at["class_name"]
     pairs = {
-        (_class_id(fields[class_at]), _class_name(fields[name_at])) for _, fields in table.rows
+        (_class_id(fields[class_at]), class_name_of(fields[name_at])) for _, fields in table.rows
     }
     return all(VINBIGDATA.get(class_id) == name for class_id, name in pairs if class_id is not None)
 
@@ -125,7 +123,7 @@ def named_classes(table: Table, problems: list[str]) -> dict[int, str]:
     classes, ids = {}, {}
     for line, fields in table.rows:
         class_id = _class_id(fields[table.at["class_id"]])
-        name = _class_name(fields[table.at["class_name"]])
+        name = class_name_of(fields[table.at["class_name"]])
         if class_id is None or class_id in classes or not (name and name.isprintable()):
             continue  # known, or a problem of its row
         if name in ids:
@@ -138,17 +136,6 @@ def named_classes(table: Table, problems: list[str]) -> dict[int, str]:
     if set(ids) == {NO_FINDING}:
         problems.append(f"{table.path}: names no class but {NO_FINDING}")
     return classes
-
-
-def ranked(classes: dict[int, str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """`class_names` and `class_ids` as `Folder` has them, from {class_id: name}.
-
-    In the order of the ids, "No finding" last; where the file does not name it, its id is the next.
-    """
-    ids = sorted(i for i, name in classes.items() if name != NO_FINDING)
-    normal = [i for i, name in classes.items() if name == NO_FINDING]
-    last = normal[0] if normal else max(ids, default=-1) + 1
-    return tuple(classes[i] for i in ids), (*ids, last)
 
 
 # Rows
@@ -191,7 +178,7 @@ def _parse_class(word: str, name: str | None, classes: dict[int, str]) -> int:
         known = f"known are {min(classes)} to {max(classes)}" if classes else "ids are from 0 on"
         raise InputError(f"unknown class_id {word!r}, {known}")
     expected = classes[class_id]
-    if name is not None and _class_name(name) != expected:
+    if name is not None and class_name_of(name) != expected:
         raise InputError(
             f"class_name {name!r} does not go with class_id {class_id}, which is {expected!r}"
         )

@@ -99,6 +99,22 @@ class Annotations(NamedTuple):
         )
 
 
+def class_name_of(name: str) -> str:
+    """The name of a class as it is used; "No finding" is written in any case."""
+    return NO_FINDING if name.lower() == NO_FINDING.lower() else name
+
+
+def ranked(classes: dict[int, str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """`class_names` and `class_ids` as `Folder` has them, from {class_id: name}.
+
+    In the order of the ids, "No finding" last; where the file does not name it, its id is the next.
+    """
+    ids = sorted(i for i, name in classes.items() if name != NO_FINDING)
+    normal = [i for i, name in classes.items() if name == NO_FINDING]
+    last = normal[0] if normal else max(ids, default=-1) + 1
+    return tuple(classes[i] for i in ids), (*ids, last)
+
+
 def flatten(rows: Iterable[Row], ids: Iterable[str]) -> dict:
     """The fields of `Annotations` that rows make up."""
     rows, ids = list(rows), tuple(ids)

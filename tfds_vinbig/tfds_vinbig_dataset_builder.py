@@ -1,4 +1,4 @@
-"""The TFDS dataset `tfds_vinbig`: a checked Kaggle folder as ArrayRecord, without TensorFlow.
+"""The TFDS dataset `tfds_vinbig`: checked pictures and boxes as ArrayRecord, without TensorFlow.
 
     python -m tfds_vinbig --config=256 --manual_dir=KAGGLE_FOLDER
 
@@ -27,8 +27,7 @@ from tqdm import tqdm
 
 from jaxdet import InputError
 from jaxdet import images as pictures
-from tfds_vinbig import kaggle
-from tfds_vinbig.folders import drawn_phantom, full_path, made, put, scratch
+from tfds_vinbig import kaggle, scratch
 from tfds_vinbig.records import Folder, Record, Row
 
 if importlib.util.find_spec("tensorflow") is None:
@@ -201,6 +200,30 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     bar.update()
 
 
+def full_path(path: str | Path) -> str:
+    """A path that means the same from everywhere."""
+    return str(Path(path).expanduser().resolve())
+
+
+def drawn_phantom(folder: Path) -> Path:
+    """The phantom's Kaggle folder, drawn, whole or not at all, where there is none.
+
+    Raises:
+        InputError: where it cannot be written.
+    """
+    if os.path.exists(folder) and not (folder.is_dir() and not os.listdir(folder)):
+        return folder
+    from tfds_vinbig import phantom
+
+    try:
+        phantom.draw_folder(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot draw the phantom there ({error.strerror or error})"
+        ) from error
+    return folder
+
+
 def relative(row: Row, record: Record) -> tfds.features.BBox:
     """The box of a row as shares of its image; TFDS's float32 keeps it to 1e-7 of the image."""
     return tfds.features.BBox(
@@ -301,7 +324,7 @@ def build(
         raise InputError(f"{target}: not a whole dataset: remove it, or choose another --data_dir")
     try:
         # Built beside its final place, so that nothing half written is ever found there.
-        with made(data_dir), scratch(data_dir) as beside:
+        with scratch.beside(target) as beside:
             if config == "phantom":
                 manual_dir = drawn_phantom(Path(manual_dir or data_dir / "phantom").expanduser())
                 source["manual_dir"] = full_path(manual_dir)
@@ -321,8 +344,7 @@ def build(
                     file_format="array_record",
                 )
                 builder.download_and_prepare()
-            with made(target.parent):
-                put(Path(builder.data_dir), target)
+            scratch.put(Path(builder.data_dir), target)
     except OSError as error:
         raise InputError(
             f"--data_dir={data_dir}: cannot write there ({error.strerror or error})"
