@@ -359,14 +359,21 @@ def crossval() -> None:
 
 def inspect() -> None:
     """Write the page about the data, and about what the model is fed."""
-    from jaxdet import splits
+    from jaxdet import splits, workdir
+    from jaxdet.batches import make_targets
     from jaxdet.dataset import read_split
-    from jaxdet.survey import inspect
+    from jaxdet.report.data import data_page
+    from jaxdet.train import plan_anchors
 
     config, folder = checked_config(), path("workdir", True)
     builder = open_data(config)
     dataset = read_split(builder, "train")
-    inspect(config, dataset, *splits.train_and_eval(config.data, builder, dataset), folder)
+    train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
+    targets = make_targets(train_set, config.data.fusion, config.data.image_size)
+    config, _ = plan_anchors(config, targets, dataset.class_names)
+    page = data_page(config, dataset, train_set, eval_set, config.data.name)
+    workdir.write_atomically(folder / "data.html", page)
+    print(f"written to {folder / 'data.html'}")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from jaxdet import metrics
+from jaxdet import images, metrics
 from jaxdet.boxes import BoxTable
 from jaxdet.compare import credit
 from jaxdet.dataset import Dataset
@@ -22,7 +22,9 @@ MISSES, ALARMS, HITS, DIFFER = "Worst misses", "False alarms", "Best hits", "Dif
 
 
 def jpeg(pixels: UInt8[np.ndarray, "h w"]) -> str:
-    """A picture as a data URI."""
+    """A picture as a data URI; a square one at `PIXELS` a side, at most."""
+    if len(pixels) > PIXELS:
+        pixels = images.resize(pixels, PIXELS)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "jpeg", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
@@ -160,8 +162,7 @@ def gallery(
         rankings[DIFFER] = apart[:, None]
     chosen = dict(zip(rankings, choose(list(rankings.values()), limit), strict=True))
 
-    images = np.concatenate(list(chosen.values()))
-    readers, legend = reader_layers(dataset, images)
+    readers, legend = reader_layers(dataset, np.concatenate(list(chosen.values())))
     shown = []
     for group, of_group in chosen.items():
         for i in of_group:

@@ -171,15 +171,22 @@ def histogram(name: str, values, xlabel: str, ylabel: str, bins=30, log: bool = 
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if log:
             axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            ticks = [x for decade in range(-3, 5) for x in 10.0**decade * np.array([1, 2, 5])
+                     if low <= x <= high]  # fmt: skip
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axes.minorticks_off()
         axes.grid(axis="x", visible=False)
     return drawn.svg
 
 
 def scatter(name: str, x, y, xlabel: str, ylabel: str) -> Markup:
-    """Points, pale where they are many."""
-    with chart(name, 3.8, 3.0) as drawn:
+    """Points in the plane, larger where there are more."""
+    (x, y), count = np.unique(np.stack([x, y]), axis=1, return_counts=True)
+    with chart(name, 3.8, 2.4) as drawn:
         axes = drawn.axes
-        axes.scatter(x, y, s=5, color=FIRST, alpha=0.35, linewidth=0)
+        size = 5 + 150 * count / count.max()
+        axes.scatter(x, y, s=size, color=FIRST, alpha=0.5, linewidth=0)
         axes.set(xlabel=xlabel, ylabel=ylabel)
     return drawn.svg
 
