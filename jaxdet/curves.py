@@ -131,6 +131,7 @@ class Calibration(NamedTuple):
 
     score: Float[np.ndarray, "bins"]  # mean; NaN for an empty bin
     precision: Float[np.ndarray, "bins"]  # share of true positives; NaN for an empty bin
+    interval: Float[np.ndarray, "2 bins"]  # of 95 % of that share (Wilson 1927)
     count: Int[np.ndarray, "bins"]
     error: float  # mean difference of the two over the detections; NaN without any
 
@@ -149,8 +150,13 @@ def calibration(
     some = np.where(count, count, np.nan)
     score = np.bincount(bins, scores, num_bins) / some
     precision = np.bincount(bins, is_true, num_bins) / some
+    z = 1.96  # standard deviations
+    middle = (precision + z**2 / some / 2) / (1 + z**2 / some)
+    half = z * np.sqrt(precision * (1 - precision) / some + (z / some / 2) ** 2)
+    half /= 1 + z**2 / some
     difference = np.nansum(count * np.abs(score - precision))
-    return Calibration(score, precision, count, float(difference / max(len(scores), 1)))
+    error = float(difference / len(scores)) if len(scores) else np.nan
+    return Calibration(score, precision, np.stack([middle - half, middle + half]), count, error)
 
 
 def best_f1_score(

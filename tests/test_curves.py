@@ -85,6 +85,17 @@ def test_calibration_by_hand():
     assert got.error == pytest.approx((0.05 + 0.85 + 2 * 0.475) / 4)
 
 
+@pytest.mark.parametrize("hits,count", [(0, 1), (3, 10), (50, 50)])
+def test_calibration_interval_is_where_the_score_test_holds(hits, count):
+    """Wilson's ends are the shares p from which the one found is 1.96 deviations away."""
+    is_true = np.arange(count) < hits
+    got = curves.calibration(np.full(count, 0.3), is_true, 10).interval[:, 3]
+    for p in got:
+        distance = (hits / count - p) ** 2
+        assert distance == pytest.approx(1.96**2 * p * (1 - p) / count, abs=1e-12)
+    assert got[0] <= hits / count <= got[1]
+
+
 @settings(max_examples=100, deadline=None)
 @given(rows, rows)
 def test_no_score_has_a_better_f1_than_the_best(detections, truth):

@@ -139,11 +139,10 @@ def calibration(name: str, bins, what: str) -> Markup:
         axes = drawn.axes
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
         some = bins.count > 0
-        size = 12 + 90 * bins.count[some] / bins.count.max()
-        axes.plot(bins.score[some], bins.precision[some], color=FIRST, linewidth=1.2)
-        axes.scatter(
-            bins.score[some], bins.precision[some], s=size, color=FIRST, linewidth=0, clip_on=False
-        )
+        x, y, (low, high) = bins.score[some], bins.precision[some], bins.interval[:, some]
+        size = 12 + 80 * bins.count[some] / bins.count.max()
+        axes.vlines(x, low, high, color=FIRST, linewidth=1, alpha=0.6)
+        axes.scatter(x, y, s=size, color=FIRST, linewidth=0, clip_on=False, zorder=3)
         _unit_square(axes, "score", what)
     return drawn.svg
 

@@ -91,7 +91,7 @@ function drawFilm(svg, film, data, state) {
     draw(svg, "rect", { class: `box ${style}`, x, y, width: w, height: h });
   }
   for (const box of shown) {
-    if (!box.name) continue;
+    if (!box.name || !state.labels) continue;
     const label = place(box, ruler.measureText(box.name).width + 8, width, height, taken);
     if (!label) continue;
     taken.push(label);
@@ -130,6 +130,7 @@ function setUp(gallery) {
       group: values.get("group"),
       label: Number(values.get("label") ?? -1),
       score: Number(values.get("score") ?? 0),
+      labels: values.has("labels"),
       layers: new Set(values.getAll("layer")),
     };
   }
