@@ -76,6 +76,7 @@ def parse(argv: list[str]) -> None:
         argv = [argv[0], f"--config={own}:{given[1]}", *argv[1:]]
     nulls = [m[1] for word in argv if (m := re.fullmatch(r"--?config\.([\w.]+)=None", word))]
     argv = [word for word in argv if not re.fullmatch(r"--?config\.[\w.]+=None", word)]
+    sys.argv = argv  # where ml_collections looks for overrides
     try:
         rest = FLAGS(argv)
         list(FLAGS.config or ())  # a file that cannot be loaded says so only now

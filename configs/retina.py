@@ -45,10 +45,9 @@ def get_config(size: str = "256") -> ConfigDict:
     augment.gamma = 0.2  # exponent within 1 / 1.2 .. 1.2
 
     model = config.model = ConfigDict()
-    model.name = "retinanet"
     backbone = model.backbone = ConfigDict()
-    backbone.name = "resnet"  # or "convnext": see configs/convnext.py
-    backbone.depth = 50  # 18, 34, 50, 101
+    backbone.name = "resnet"
+    backbone.depth = 50  # 10, 18, 34, 50, 101
     backbone.width = 64  # channels of the first stage
     backbone.norm = "batch"  # or "group", "frozen_batch"
     backbone.frozen_stages = 0  # what does not learn: 1 is the stem, 5 is all

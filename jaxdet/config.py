@@ -80,6 +80,12 @@ def check(config: ConfigDict, known: ConfigDict) -> None:
             raise InputError(
                 f"config.{name}: {ours[name]!r} is not one of {', '.join(map(repr, choices))}"
             )
+    planned = {"levels": (3, 4, 5), "anchor_scales": (1.0,), "aspect_ratios": (1.0,)}
+    try:  # the network says what it cannot follow
+        model = {k: planned[k] if v is None else v for k, v in config.model.items()}
+        models.abstract(model, config.loss, 1, config.data.image_size)
+    except ValueError as error:
+        raise InputError(f"config.{error}") from error
     for name in ("data.fusion", "evaluation.ground_truth"):
         try:
             fusion.parse(ours[name])

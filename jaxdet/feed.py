@@ -6,10 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from jaxdet import anchors, matching
+from jaxdet import models
 from jaxdet.augment import augment
 from jaxdet.batches import Targets, training_batches
 from jaxdet.dataset import Dataset
@@ -43,22 +44,9 @@ def feed(config: ConfigDict, dataset: Dataset, targets: Targets, num_images: int
     """
     config = config.copy_and_resolve_references()
     config.data.cache = False  # few of the images are needed
-    model, size = config.model, config.data.image_size
-    layout = (size, size), model.levels, model.anchor_scales, model.aspect_ratios
-    pyramid = anchors.pyramid_anchors(*layout)
-    everything = np.concatenate(pyramid)
-
-    def match(boxes, mask):
-        if config.loss.matching == "iou":
-            limits = config.loss.foreground_iou, config.loss.background_iou
-            return matching.match_anchors(everything, boxes, mask, *limits)
-        return matching.match_anchors_atss(
-            pyramid,
-            boxes,
-            mask,
-            len(model.anchor_scales) * len(model.aspect_ratios),
-            config.loss.atss_candidates,
-        )
+    # Its structure alone: which anchors answer is no question of weights.
+    sections = config.model, config.loss, dataset.num_classes, config.data.image_size
+    model = nnx.eval_shape(lambda: models.create(*sections, nnx.Rngs(0)))
 
     @jax.jit
     def see(step, batch):
@@ -66,7 +54,7 @@ def feed(config: ConfigDict, dataset: Dataset, targets: Targets, num_images: int
         images, boxes, mask = augment(
             key, batch["images"], batch["boxes"], batch["mask"], **config.augment
         )
-        return jnp.round(images).astype(jnp.uint8), boxes, mask, jax.vmap(match)(boxes, mask)
+        return jnp.round(images).astype(jnp.uint8), boxes, mask, jax.vmap(model.match)(boxes, mask)
 
     batches = training_batches(config, dataset, targets, slice(None))
     parts = []
@@ -75,4 +63,4 @@ def feed(config: ConfigDict, dataset: Dataset, targets: Targets, num_images: int
         images, boxes, mask, matched = jax.device_get(see(step, batch))
         parts.append((images, boxes, batch["labels"], mask, matched))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Fed(*columns, pyramid)
+    return Fed(*columns, model.anchors())

@@ -1,4 +1,4 @@
-"""Losses of RetinaNet."""
+"""Losses of RetinaNet, for one image each."""
 
 from typing import NamedTuple
 
@@ -26,6 +26,25 @@ def sigmoid_focal(
     return alpha_t * jnp.abs(targets - probability) ** gamma * cross_entropy
 
 
+def l1(
+    offsets: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"], boxes: Float[Array, "*n 4"]
+) -> Float[Array, "*n"]:
+    """Sum of the absolute errors of the four offsets (see `boxes.encode`)."""
+    return jnp.abs(offsets - box_ops.encode(boxes, anchors)).sum(axis=-1)
+
+
+def giou(
+    offsets: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"], boxes: Float[Array, "*n 4"]
+) -> Float[Array, "*n"]:
+    """1 - the generalised IoU of the decoded box with its target (Rezatofighi et al. 2019)."""
+    return 1 - box_ops.giou(box_ops.decode(offsets, anchors), boxes)
+
+
+# What `loss.class_loss` and `loss.box` may say.
+CLASS_LOSSES = {"focal": sigmoid_focal}
+BOX_LOSSES = {"l1": l1, "giou": giou}
+
+
 class RetinaNetLoss(NamedTuple):
     """Losses of one image."""
 
@@ -41,35 +60,37 @@ def retinanet_loss(
     boxes: Float[Array, "boxes 4"],
     labels: Int[Array, "boxes"],
     scores: Float[Array, "boxes"],
+    *,
+    class_loss: str = "focal",
     alpha: float = 0.25,
     gamma: float = 2.0,
     box_loss: str = "l1",
 ) -> RetinaNetLoss:
-    """Focal loss of all anchors and box loss of the matched ones, each / max(1, matched anchors).
-
-    The box loss is "l1", of the offsets, or "giou", of the decoded boxes.
+    """Class loss of all anchors and box loss of the matched ones, each / max(1, matched anchors).
 
     As torchvision's `RetinaNetHead.compute_loss` for one image: an image without boxes still
-    teaches the background. `matches` comes from `match_anchors`; `scores` are the class targets of
-    the boxes: 1, or less where not all readers drew one.
+    teaches the background. Computed in float32.
+
+    Args:
+        matches: the box of each anchor, see `match_anchors`.
+        scores: class targets of the boxes: 1, or less where not all readers drew one.
+        class_loss: of `CLASS_LOSSES`; `alpha` and `gamma` are its numbers.
+        box_loss: of `BOX_LOSSES`.
     """
     class_logits, box_offsets = (x.astype(jnp.float32) for x in (class_logits, box_offsets))
     foreground = matches >= 0
     normaliser = jnp.maximum(1, foreground.sum())
+    # Unmatched anchors stand in for their own box, which keeps logarithms finite.
+    matched_boxes = jnp.where(foreground[:, None], boxes[matches], anchors)
 
-    matched_class = jnp.where(foreground, labels[matches], -1)
-    targets = jax.nn.one_hot(matched_class, class_logits.shape[-1]) * scores[matches][:, None]
-    focal = sigmoid_focal(class_logits, targets, alpha, gamma)
-    class_loss = jnp.where((matches != IGNORED)[:, None], focal, 0).sum()
+    matched_labels = jnp.where(foreground, labels[matches], -1)
+    targets = jax.nn.one_hot(matched_labels, class_logits.shape[-1]) * scores[matches][:, None]
+    of_classes = CLASS_LOSSES[class_loss](class_logits, targets, alpha, gamma)
+    of_classes = jnp.where((matches != IGNORED)[:, None], of_classes, 0).sum()
 
-    # Unmatched anchors stand in for their own box, which keeps the logarithm finite.
-    matched_box = jnp.where(foreground[:, None], boxes[matches], anchors)
-    if box_loss == "giou":
-        error = 1 - box_ops.giou(box_ops.decode(box_offsets, anchors), matched_box)
-    else:
-        error = jnp.abs(box_offsets - box_ops.encode(matched_box, anchors)).sum(axis=-1)
-    error = jnp.where(foreground, error, 0).sum()
-    return RetinaNetLoss(class_loss / normaliser, error / normaliser)
+    of_boxes = BOX_LOSSES[box_loss](box_offsets, anchors, matched_boxes)
+    of_boxes = jnp.where(foreground, of_boxes, 0).sum()
+    return RetinaNetLoss(of_classes / normaliser, of_boxes / normaliser)
 
 
 def image_loss(

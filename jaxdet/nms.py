@@ -1,10 +1,26 @@
-"""Greedy non-maximum suppression with fixed shapes."""
+"""Detections, and the greedy non-maximum suppression that thins them, with fixed shapes."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdet import boxes as box_ops
+
+
+class Detections(NamedTuple):
+    """Boxes of each image in descending order of score, padded (`mask` False).
+
+    Boxes are in pixels of the model input; `normal` is the score for an image without any finding.
+    """
+
+    boxes: Float[Array | np.ndarray, "*batch boxes 4"]
+    labels: Int[Array | np.ndarray, "*batch boxes"]
+    scores: Float[Array | np.ndarray, "*batch boxes"]
+    mask: Bool[Array | np.ndarray, "*batch boxes"]
+    normal: Float[Array | np.ndarray, "*batch"]
 
 
 def nms_mask(

@@ -43,10 +43,9 @@ def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.Gradien
 
     Args:
         config: `config.train`.
-        frozen: the backbone's modules that do not learn, such as "stages/0". They have no gradient,
-            but weight decay would still move them.
+        frozen: how the names of the parameters begin that do not learn, see
+            `models.frozen_parameters`.
     """
-    frozen = tuple(f"backbone/{name}/" for name in frozen)
 
     def group(path, _):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -124,7 +123,8 @@ def compile_training(
         return models.create(*sections, nnx.Rngs(config.seed))
 
     model = nnx.eval_shape(create)  # its structure alone
-    optimizer = make_optimizer(config.train, model.backbone.frozen)
+    frozen = models.frozen_parameters(config.model.backbone.frozen_stages)
+    optimizer = make_optimizer(config.train, frozen)
 
     def init():
         _, params, batch_stats = models.split(create())

@@ -6,7 +6,10 @@ import io
 import os
 import tempfile
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+# Compiling takes longer than running such small networks: not much of it.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
 # What one test has compiled another need not, in this process or in one that it starts.
 CACHE = tempfile.TemporaryDirectory(prefix="jaxdet-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
@@ -104,7 +107,7 @@ def config(data_dir):
     config.data.dir = str(data_dir)
     config.data.image_size = 64
     config.data.num_workers = 1
-    config.model.backbone.update({"depth": 18, "width": 16})
+    config.model.backbone.update({"depth": 10, "width": 16})
     config.model.update({"fpn_channels": 32, "head_channels": 32, "head_depth": 1})
     config.model.update({"levels": (3, 4, 5), "dtype": "float32"})
     config.model.update({"anchor_scales": (2.0, 2.52, 3.17), "aspect_ratios": (0.4, 1.0, 2.0)})
@@ -124,21 +127,25 @@ def dataset(data_dir):
 
 def command(*arguments) -> SimpleNamespace:
     """What `python run.py ARGUMENTS` does, in this process: its exit code and what it prints."""
+    import jaxdet.train  # noqa: F401  defines flags of its tools, which are not to be forgotten
     import run
 
     with (
         contextlib.redirect_stdout(io.StringIO()) as stdout,
         contextlib.redirect_stderr(io.StringIO()) as stderr,
         flagsaver.flagsaver(),
+        pytest.MonkeyPatch.context() as patch,
     ):
+        patch.setattr("sys.argv", [])
         code = run.run(["run.py", *map(str, arguments)])
     return SimpleNamespace(code=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 TINY = [
     "--config=configs/phantom.py", "--config.data.name=tfds_vinbig/256",
-    "--config.data.image_size=64", "--config.model.backbone.width=8",
-    "--config.model.fpn_channels=16", "--config.model.head_channels=16",
+    "--config.data.image_size=64", "--config.model.backbone.depth=10",
+    "--config.model.backbone.width=8", "--config.model.fpn_channels=16",
+    "--config.model.head_channels=16",
     "--config.model.levels=(4,5)", "--config.train.batch_size=4", "--config.train.steps=3",
     "--config.train.warmup_steps=1", "--config.train.evaluate_every=2",
     "--config.train.log_every=1", "--config.evaluation.batch_size=4",

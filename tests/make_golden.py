@@ -1,11 +1,14 @@
-"""What torchvision's RetinaNet says, for tests/test_parity.py to compare with.
+"""What the networks of torchvision and timm say, for tests to compare with where they are not.
 
-    pip install torch==2.13.0 torchvision==0.28.0
-    python -m tests.make_golden     # writes tests/golden/v1.npz and v2.npz
+    pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31
+    python -m tests.make_golden     # writes tests/golden/
 
-Its weights come from a generator seeded by the name of each, so that they need no file.
+v1.npz and v2.npz are of RetinaNet, for tests/test_parity.py. names.json has the names and shapes of
+the weights of several networks, features.npz what some of them see, for tests/test_weights.py.
+Weights come from a generator seeded by the name of each, so that they need no file.
 """
 
+import json
 import math
 import zlib
 from pathlib import Path
@@ -21,6 +24,8 @@ EVERY = 23  # anchors that are kept of the outputs
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The value of a weight, by its name in torchvision; activations stay near 1."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith(("gamma", "layer_scale")):
+        return rng.uniform(0.1, 0.3, shape).astype(np.float32)
     if name.endswith("running_var"):
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
     if len(shape) == 1:
@@ -71,11 +76,22 @@ def project(name: str, gradient: np.ndarray) -> np.ndarray:
     return np.append(np.linalg.norm(flat), directions @ flat)
 
 
+def filled(model):
+    """A model of torch with `fill` for its weights."""
+    import torch
+
+    model.load_state_dict(
+        {
+            name: torch.tensor(fill(name, tuple(value.shape))) if value.ndim else value
+            for name, value in model.state_dict().items()
+        }
+    )
+    return model
+
+
 def torchvision_model(version: str):
     """RetinaNet with ResNet-50: v1 as its COCO weights are loaded (frozen BatchNorm without
     epsilon), or v2."""
-    import torch
-
     from benchmarks.torchvision_cpu import torchvision
 
     detection, ops = torchvision.models.detection, torchvision.ops
@@ -93,12 +109,62 @@ def torchvision_model(version: str):
                 module.eps = 0.0
     else:
         model = detection.retinanet_resnet50_fpn_v2(weights_backbone=None, num_classes=NUM_CLASSES)
-    state = {
-        name: torch.tensor(fill(name, tuple(value.shape))) if value.ndim else value
-        for name, value in model.state_dict().items()
+    return filled(model)
+
+
+# Blocks and channels of a ConvNeXt as deep as Tiny and a twelfth as wide.
+NARROW = {"depths": (3, 3, 9, 3), "dims": (8, 16, 32, 64)}
+
+
+def torchvision_networks():
+    """Networks of torchvision by name, and the stages C2 to C5 of those that are backbones."""
+    from benchmarks.torchvision_cpu import torchvision
+
+    models, detection = torchvision.models, torchvision.models.detection
+    settings = [
+        models.convnext.CNBlockConfig(channels, None if i == 3 else NARROW["dims"][i + 1], depth)
+        for i, (channels, depth) in enumerate(zip(NARROW["dims"], NARROW["depths"], strict=True))
+    ]
+    resnet, narrow = models.resnet18(), models.convnext.ConvNeXt(settings)
+    small = detection.backbone_utils.resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4],
+        extra_blocks=torchvision.ops.feature_pyramid_network.LastLevelP6P7(256, 256),
+    )  # fmt: skip
+    return {
+        "torchvision/resnet18": (resnet, [getattr(resnet, f"layer{i}") for i in (1, 2, 3, 4)]),
+        "torchvision/convnext_narrow": (narrow, [narrow.features[i] for i in (1, 3, 5, 7)]),
+        "torchvision/convnext_tiny": (models.convnext_tiny(), None),
+        "torchvision/retinanet_resnet18": (detection.RetinaNet(small, num_classes=91), None),
+        "torchvision/v1": (torchvision_model("v1"), None),
+        "torchvision/v2": (torchvision_model("v2"), None),
     }
-    model.load_state_dict(state)
-    return model
+
+
+def timm_networks():
+    """As `torchvision_networks`, of timm."""
+    from timm.models import create_model
+    from timm.models.convnext import ConvNeXt
+
+    from benchmarks.torchvision_cpu import torchvision  # noqa: F401  (timm imports it)
+
+    resnet, narrow = create_model("resnet18", pretrained=False), ConvNeXt(**NARROW)
+    return {
+        "timm/resnet18": (resnet, [getattr(resnet, f"layer{i}") for i in (1, 2, 3, 4)]),
+        "timm/convnext_narrow": (narrow, list(narrow.stages)),
+        "timm/convnext_tiny": (create_model("convnext_tiny", pretrained=False), None),
+    }
+
+
+def features_of(network, stages) -> list[np.ndarray]:
+    """What its stages make of two pictures of 96 x 64 pixels, [2, height, width, channels] each."""
+    import torch
+
+    seen, x = [], torch.tensor(images((96, 64))).permute(0, 3, 1, 2)
+    for stage in stages:
+        stage.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    with torch.no_grad():
+        filled(network).eval()(x)
+    return [x.permute(0, 2, 3, 1).numpy() for x in seen]
 
 
 def torchvision_side(version: str) -> dict[str, np.ndarray]:
@@ -167,6 +233,16 @@ def torchvision_side(version: str) -> dict[str, np.ndarray]:
 
 def main():
     GOLDEN.mkdir(exist_ok=True)
+    names, features = {}, {}
+    for name, (network, stages) in (torchvision_networks() | timm_networks()).items():
+        names[name] = {key: list(value.shape) for key, value in network.state_dict().items()}
+        for level, x in enumerate(features_of(network, stages) if stages else [], start=2):
+            print(name, f"C{level}", x.shape, f"standard deviation {x.std():.2f}")
+            features[f"{name}/C{level}"] = x.ravel()[::EVERY]
+    lines = (f"{json.dumps(name)}: {json.dumps(shapes)}" for name, shapes in names.items())
+    (GOLDEN / "names.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    np.savez_compressed(GOLDEN / "features.npz", **features)
+
     for version in ("v1", "v2"):
         side = {
             name: project(name.split("/")[-1], value) if "/gradient/" in name else value

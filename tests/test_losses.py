@@ -33,13 +33,13 @@ def test_a_soft_target_is_where_focal_is_least():
 
 ANCHORS = jnp.array([[0.0, 0, 10, 10], [10, 10, 30, 30], [5, 5, 9, 9], [40, 40, 50, 60]])
 BOXES = jnp.array([[1.0, 1, 11, 9], [0, 0, 0, 0]])  # the second is padding
-CLASSES = jnp.array([1, 0])
+LABELS = jnp.array([1, 0])
 SCORES = jnp.array([1.0, 0.0])
 
 
 def loss_of(logits, offsets, matches, scores=SCORES, **options):
     matches = jnp.array(matches)
-    return retinanet_loss(logits, offsets, ANCHORS, matches, BOXES, CLASSES, scores, **options)
+    return retinanet_loss(logits, offsets, ANCHORS, matches, BOXES, LABELS, scores, **options)
 
 
 def test_loss_by_hand():

@@ -4,13 +4,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdet import boxes as box_ops
-from jaxdet.anchors import pyramid_anchors
-from jaxdet.matching import BACKGROUND, IGNORED, match_anchors, match_anchors_atss
+from jaxdet.anchors import grid_sizes, pyramid_anchors
+from jaxdet.compilation import jit
+from jaxdet.matching import (
+    BACKGROUND,
+    IGNORED,
+    match_anchors,
+    match_anchors_atss,
+    nearest_locations,
+)
+
+MOST = 6  # boxes of one shape, so that each rule is compiled once
+match = jit(match_anchors)
+
+
+def padded(rng, boxes):
+    """Up to `MOST` boxes, with what may be anything between them, and the mask."""
+    rows = np.sort(rng.permutation(MOST)[: len(boxes)])
+    result = rng.uniform(0, 30, (MOST, 4)).astype("f")
+    result[:, 2:] += result[:, :2]
+    result[rows] = boxes
+    return result, np.isin(np.arange(MOST), rows), rows
+
+
+def in_padded(matches, rows):
+    """Matches of the boxes as those of their rows."""
+    return [m if m < 0 else rows[m] for m in matches]
 
 
 def brute_force(anchors, boxes, fg=0.5, bg=0.4):
     """The rule of the paper and of torchvision, an anchor at a time."""
-    iou = np.asarray(box_ops.iou_matrix(jnp.array(anchors), jnp.array(boxes)))
+    iou = box_ops.iou(anchors[:, None], boxes)
     result = []
     for row in iou:
         best = row.max(initial=0)
@@ -28,64 +52,96 @@ def random_boxes(rng, n):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(0, 5), st.integers(0, 3))
-def test_equals_brute_force_and_ignores_padding(seed, real, padding):
+@given(st.integers(0, 10**6), st.integers(0, MOST))
+def test_equals_brute_force_and_ignores_padding(seed, real):
     rng = np.random.default_rng(seed)
-    anchors, boxes = random_boxes(rng, 40), random_boxes(rng, real + padding)
-    mask = np.arange(real + padding) < real
-    if real + padding == 0:
-        boxes, mask = np.zeros((1, 4), "f"), np.zeros(1, bool)
-    got = match_anchors(jnp.array(anchors), jnp.array(boxes), jnp.array(mask))
-    assert got.tolist() == brute_force(anchors, boxes[:real])
+    anchors, boxes = random_boxes(rng, 40), random_boxes(rng, real)
+    with_padding, mask, rows = padded(rng, boxes)
+    got = match(anchors, with_padding, mask)
+    assert got.tolist() == in_padded(brute_force(anchors, boxes), rows)
 
 
 def test_a_box_that_no_anchor_reaches_gets_its_best_ones():
     anchors = jnp.array([[0.0, 0, 10, 10], [0, 0, 20, 20], [50, 50, 60, 60]])
     boxes = jnp.array([[0.0, 0, 4, 4]])
-    assert match_anchors(anchors, boxes, jnp.array([True])).tolist() == [0, BACKGROUND, BACKGROUND]
+    assert match(anchors, boxes, jnp.array([True])).tolist() == [0, BACKGROUND, BACKGROUND]
 
 
 def test_a_box_beyond_all_anchors_claims_none():
     anchors = jnp.array([[0.0, 0, 10, 10], [0, 0, 20, 20]])
     boxes = jnp.array([[90.0, 90, 99, 99]])
-    assert match_anchors(anchors, boxes, jnp.array([True])).tolist() == [BACKGROUND, BACKGROUND]
+    assert match(anchors, boxes, jnp.array([True])).tolist() == [BACKGROUND, BACKGROUND]
 
 
 def test_between_the_thresholds_is_ignored():
     anchors = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 22]])
     boxes = jnp.array([[0.0, 0, 10, 10]])
-    assert match_anchors(anchors, boxes, jnp.array([True])).tolist() == [0, IGNORED]
+    assert match(anchors, boxes, jnp.array([True])).tolist() == [0, IGNORED]
 
 
-def brute_force_atss(pyramid, boxes, per_location, k):
-    """The paper's algorithm 1, a box at a time."""
-    anchors = np.concatenate(pyramid)
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([(8, 8, 9), (1, 12, 9), (5, 2, 9), (2, 2, 9), (7, 9, 4), (6, 6, 1)]),
+)
+def test_the_nearest_locations_are_those_of_all(seed, grid):
+    """Points at multiples of half a stride, in the grid and beyond: many are equally near."""
+    rows, columns, count = grid
+    stride, rng = 8, np.random.default_rng(seed)
+    points = (rng.integers(-4, 2 * max(rows, columns) + 4, (5, 2)) * stride / 2).astype("f")
+    got = nearest_locations(jnp.array(points), rows, columns, stride, count)
+    y, x = np.divmod(np.arange(rows * columns), columns)
+    for point, mine in zip(points, np.asarray(got), strict=True):
+        squared = (x * stride - point[0]) ** 2 + (y * stride - point[1]) ** 2
+        assert mine.tolist() == np.argsort(squared, kind="stable")[:count].tolist()
+
+
+SIZE, LEVELS = (60, 44), (3, 4, 5)
+PYRAMID = pyramid_anchors(SIZE, LEVELS, (1.5, 2.5), (0.6, 1.7))
+match_atss = {
+    k: jit(lambda boxes, mask, k=k: match_anchors_atss(PYRAMID, LEVELS, SIZE, boxes, mask, k))
+    for k in (1, 4, 9)
+}
+
+
+def brute_force_atss(boxes, k):
+    """The paper's algorithm 1, a box at a time, over all anchors."""
+    anchors = np.concatenate(PYRAMID)
     best_iou, result = np.zeros(len(anchors)), np.full(len(anchors), BACKGROUND)
     for g, box in enumerate(boxes):
-        iou = np.asarray(box_ops.iou_matrix(jnp.array(box[None]), jnp.array(anchors)))[0]
+        iou = box_ops.iou(anchors, box[None])
         centre, start, candidates = (box[:2] + box[2:]) / 2, 0, []
-        for level in pyramid:
-            offset = (level[:, :2] + level[:, 2:]) / 2 - centre
-            order = np.argsort((offset**2).sum(axis=1), kind="stable")
-            candidates += (start + order[: k * per_location]).tolist()
-            start += len(level)
+        for level, (rows, columns) in zip(LEVELS, grid_sizes(SIZE, LEVELS), strict=True):
+            y, x = np.divmod(np.arange(rows * columns), columns)
+            squared = (x * 2**level - centre[0]) ** 2 + (y * 2**level - centre[1]) ** 2
+            for location in np.argsort(squared, kind="stable")[:k]:
+                candidates += range(start + 4 * location, start + 4 * location + 4)
+            start += 4 * rows * columns
         threshold = iou[candidates].mean() + iou[candidates].std(ddof=1)
         for a in candidates:
             x, y = (anchors[a, :2] + anchors[a, 2:]) / 2
             inside = box[0] < x < box[2] and box[1] < y < box[3]
             if iou[a] >= threshold and inside and iou[a] > best_iou[a]:
                 best_iou[a], result[a] = iou[a], g
-    return result.tolist()
+    return result
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(0, 5), st.integers(1, 3), st.sampled_from([1, 4, 9]))
-def test_atss_equals_brute_force_and_ignores_padding(seed, real, padding, k):
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, MOST), st.sampled_from([1, 4, 9]), st.booleans())
+def test_atss_equals_brute_force_and_ignores_padding(seed, real, k, on_grid):
+    """Boxes anywhere; and such that many locations are equally near, and boxes overlap alike."""
     rng = np.random.default_rng(seed)
-    pyramid = pyramid_anchors((64, 64), (3, 4, 5), (1.5, 2.5), (0.6, 1.7))
-    # Corners on no grid: no two places are equally near.
-    corner = rng.uniform(-4, 50, (real + padding, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(2, 40, corner.shape)], 1).astype("f")
-    mask = jnp.arange(real + padding) < real
-    got = match_anchors_atss(pyramid, jnp.array(boxes), mask, 4, k)
-    assert got.tolist() == brute_force_atss(pyramid, boxes[:real], 4, k)
+    corner = rng.uniform(-4, 50, (real, 2))
+    extent = rng.uniform(2, 40, (real, 2))
+    if on_grid:
+        corner, extent = np.rint(corner / 4) * 4, np.rint(extent / 8 + 0.5) * 8
+    boxes = np.concatenate([corner, corner + extent], 1).astype("f")
+    with_padding, mask, rows = padded(rng, boxes)
+    got = match_atss[k](with_padding, mask)
+    assert got.tolist() == in_padded(brute_force_atss(boxes, k), rows)
+
+
+def test_atss_gives_an_anchor_of_two_equal_boxes_to_the_first():
+    boxes = jnp.array([[0.0, 0, 0, 0], [10, 10, 30, 26], [10, 10, 30, 26]])
+    got = jit(lambda *x: match_anchors_atss(PYRAMID, LEVELS, SIZE, *x))(boxes, jnp.ones(3, bool))
+    assert set(got.tolist()) == {BACKGROUND, 1}

@@ -1,94 +1,148 @@
+"""Every backbone keeps the contract of `RetinaNet`, and every detector what it promises."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from configs import retina
-from jaxdet import InputError
-from jaxdet.models import detector, resnet
-from jaxdet.models.retinanet import RetinaNet
+from jaxdet import models
+from jaxdet.anchors import grid_sizes
+from jaxdet.compilation import jit
+from jaxdet.models import layers, resnet
+from tests import networks
 
-
-def tiny(**fields):
-    """A config of a network that compiles in seconds."""
-    config = retina.get_config()
-    config.data.image_size = 64
-    config.model.update({"depth": 18, "width": 8, "fpn_channels": 16, "head_channels": 16})
-    config.model.update({"head_depth": 1, "dtype": "float32", "levels": (2, 3, 4, 5, 6)})
-    config.model.update({"anchor_scales": (2.0, 4.0), "aspect_ratios": (0.5, 1.0), **fields})
-    return config
+KINDS = tuple(networks.BACKBONES)
 
 
 def num_parameters(make):
-    model = nnx.eval_shape(make)
-    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return sum(x.size for x in jax.tree.leaves(nnx.state(nnx.eval_shape(make), nnx.Param)))
+
+
+def backbone(kind, **options):
+    fields = {**networks.BACKBONES[kind], "frozen_stages": 0, **options}
+    return models.BACKBONES[fields.pop("name")](**fields, rngs=nnx.Rngs(0))
 
 
 def test_size_is_torchvisions():
     """34,014,999 without its frozen BatchNorm (53,120 numbers) and with three input channels."""
-
-    def make():
-        return RetinaNet(num_classes=91, num_anchors=9, depth=50, rngs=nnx.Rngs(0))
-
-    one_channel_less = 2 * 64 * 7 * 7
-    assert num_parameters(make) == 34_014_999 + 53_120 - one_channel_less
+    config = networks.model_config(
+        fpn_channels=256, head_channels=256, head_depth=4, levels=(3, 4, 5, 6, 7),
+        anchor_scales=(4.0, 5.04, 6.35), aspect_ratios=(0.5, 1.0, 2.0), image_head=False,
+    )  # fmt: skip
+    config["backbone"].update(depth=50, width=64)
+    make = lambda: models.create(config, networks.LOSS, 91, 256, nnx.Rngs(0))  # noqa: E731
+    one_channel_instead_of_three = 2 * 64 * 7 * 7
+    assert num_parameters(make) == 34_014_999 + 53_120 - one_channel_instead_of_three
 
 
 @pytest.mark.parametrize("depth,count", [(18, 11_176_512), (34, 21_284_672), (101, 42_500_160)])
-def test_trunk_size_is_torchvisions(depth, count):
+def test_resnets_size_is_torchvisions(depth, count):
     """The classifiers of torchvision, without their last layer."""
-    make = lambda: resnet.ResNet(depth, in_channels=3, rngs=nnx.Rngs(0))  # noqa: E731
+    make = lambda: backbone("batch", depth=depth, width=64, in_channels=3)  # noqa: E731
     assert num_parameters(make) == count
 
 
-@pytest.mark.parametrize("levels", [(3, 4, 5, 6, 7), (2, 3, 4, 5, 6), (4, 5)])
-@pytest.mark.parametrize("image_size", [64, 96, 100])
-def test_an_output_for_every_anchor(levels, image_size):
-    config = tiny(levels=levels)
-    config.data.image_size = image_size
-    anchors = sum(len(level) for level in detector.pyramid(config))
-    graph, *state = detector.split(nnx.eval_shape(lambda: detector.create(config, nnx.Rngs(0))))
-    images = jax.ShapeDtypeStruct((2, image_size, image_size, 1), jnp.float32)
-    logits, offsets, _ = jax.eval_shape(lambda *s, x: nnx.merge(graph, *s)(x), *state, x=images)
-    assert logits.shape == (2, anchors, 14)
-    assert offsets.shape == (2, anchors, 4)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(64, 64), (300, 200), (320, 320), (101, 37)])
+def test_features_are_where_the_anchors_are(kind, size):
+    """As many as `grid_sizes` says, at each level of the backbone and the pyramid."""
+    graphdef, weights = networks.abstract(kind, levels=(2, 3, 4, 5, 6, 7))
+    images = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
+
+    def run(weights, images):
+        model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
+        features = model.backbone(images, train=False)
+        return features, model.fpn(features), model.backbone.out_channels
+
+    features, pyramid, channels = jax.eval_shape(run, weights, images)
+    channels = nnx.merge(graphdef, *weights.values()).backbone.out_channels
+    grids = grid_sizes(size, (2, 3, 4, 5, 6, 7))
+    expected = [(2, *grid, c) for grid, c in zip(grids, channels, strict=False)]
+    assert [x.shape for x in features] == expected
+    assert [x.shape for x in pyramid] == [(2, *grid, 16) for grid in grids]
 
 
-def test_untrained_scores_are_the_prior_and_boxes_the_anchors():
-    model = detector.create(tiny(), nnx.Rngs(0))
-    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 1))
-    logits, offsets, _ = model(images, train=True)
-    np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.01, rtol=0.2)
-    assert np.abs(offsets).max() < 0.5
+def test_location_k_looks_around_k_times_the_stride():
+    """The pixels that a feature of ResNet sees are as many before k * 2**level as after it.
+
+    All weights are positive and nothing is cut off by a ReLU, so that no gradient is 0 by chance.
+    """
+    size = 300
+    graphdef, params, statistics = models.split(
+        nnx.eval_shape(lambda: backbone("batch", norm="frozen_batch"))
+    )
+    params = jax.tree.map(lambda x: jnp.full(x.shape, 1 / np.prod(x.shape[:-1])), params)
+    statistics = jax.tree.map(lambda x: jnp.ones(x.shape), statistics)
+
+    middle = {level: size // 2**level // 2 for level in (2, 3, 4)}
+
+    def of_features(image):
+        features = nnx.merge(graphdef, params, statistics)(image, False)
+        return jnp.stack([features[level - 2][0, k, k].sum() for level, k in middle.items()])
+
+    gradients = jit(jax.jacrev(of_features))(jnp.ones((1, size, size, 1)))[:, 0, :, :, 0]
+    for gradient, (level, k) in zip(gradients, middle.items(), strict=True):
+        for axis in (0, 1):
+            pixels = np.flatnonzero(np.abs(gradient).sum(axis=axis))
+            assert pixels[0] > 0 and pixels[-1] < size - 1  # the whole of it is in the image
+            assert (pixels[0] + pixels[-1]) / 2 == k * 2**level
 
 
-def test_train_updates_the_statistics_and_inference_does_not():
-    model = detector.create(tiny(), nnx.Rngs(0))
-    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 1))
-    read = lambda: np.asarray(model.backbone.bn1.layer.mean[...])  # noqa: E731
-    before = read()
-    model(images, train=False)
-    np.testing.assert_array_equal(read(), before)
-    model(images, train=True)
-    mean = model.backbone.conv1(images).mean(axis=(0, 1, 2))
-    np.testing.assert_allclose(read(), 0.1 * mean, rtol=1e-3, atol=1e-6)  # torch's momentum
+@pytest.mark.parametrize("kind", KINDS)
+def test_untrained_scores_are_the_prior_and_boxes_the_anchors(kind):
+    _, params, statistics = networks.detector(kind)
+    outputs, _ = networks.forward(kind, train=True)(params, statistics, networks.images())
+    np.testing.assert_allclose(jax.nn.sigmoid(outputs.class_logits), 0.01, rtol=0.3)
+    assert np.abs(outputs.box_offsets).max() < 0.5
 
 
-def test_group_norm_has_no_statistics_and_treats_images_alone():
-    model = detector.create(tiny(norm="group"), nnx.Rngs(0))
-    assert list(nnx.state(model, nnx.BatchStat).backbone) == ["ones"]
-    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 1))
-    both, *_ = model(images, train=True)
-    one, *_ = model(images[:1], train=True)
-    np.testing.assert_allclose(both[:1], one, atol=1e-4)
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_sees_each_image_alone_and_changes_nothing(kind):
+    _, params, statistics = networks.detector(kind)
+    run, images = networks.forward(kind), networks.images()
+    both, after = run(params, statistics, images)
+    jax.tree.map(np.testing.assert_array_equal, after, statistics)
+    swapped, _ = run(params, statistics, images[::-1])
+    for one, other in zip(both, swapped, strict=True):
+        assert np.abs(one[0] - one[1]).max() > 1e-6  # the two images differ
+        np.testing.assert_allclose(one, other[::-1], atol=1e-5)
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
-    model = detector.create(tiny(dtype="bfloat16"), nnx.Rngs(0))
-    assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
-    logits, *_ = model(jnp.zeros((1, 64, 64, 1)))
-    assert logits.dtype == jnp.bfloat16
+def test_training_updates_the_statistics_as_torch_does():
+    graphdef, params, statistics = networks.detector("batch")
+    _, after = networks.forward("batch", train=True)(params, statistics, networks.images())
+    stem = nnx.merge(graphdef, params, statistics).backbone.stem
+    mean = stem.conv(jnp.array(networks.images())).mean(axis=(0, 1, 2))
+    assert (statistics.backbone.stem.norm.layer.mean[...] == 0).all()
+    got = after.backbone.stem.norm.layer.mean[...]
+    np.testing.assert_allclose(got, 0.1 * mean, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "batch"])
+def test_what_has_no_batchnorm_has_no_statistics(kind):
+    _, weights = networks.abstract(kind)
+    assert list(networks.names(weights["batch_stats"])) == ["backbone/stem/ones/kernel"]
+
+
+def test_frozen_parameters_are_named():
+    assert models.frozen_parameters(0) == ()
+    assert models.frozen_parameters(2) == ("backbone/stem/", "backbone/stages/0/")
+    names = networks.names(networks.abstract()[1]["params"])
+    of_backbone = [name for name in names if name.startswith("backbone/")]
+    assert all(name.startswith(models.frozen_parameters(5)) for name in of_backbone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32(kind):
+    graphdef, weights = networks.abstract(kind, dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype("float32")}
+    run = lambda w, x: nnx.merge(graphdef, *w.values()).backbone(x, False)  # noqa: E731
+    features = jax.eval_shape(run, weights, networks.images())
+    assert {x.dtype for x in features} == {jnp.dtype("bfloat16")}
+    run = lambda w, x: nnx.merge(graphdef, *w.values())(x)  # noqa: E731
+    outputs = jax.eval_shape(run, weights, networks.images())
+    assert {x.dtype for x in outputs} == {jnp.dtype("bfloat16")}
 
 
 @pytest.mark.parametrize("size", [8, 9])
@@ -100,26 +154,35 @@ def test_max_pool_equals_reduce_window(size):
     np.testing.assert_array_equal(resnet.max_pool_3x3_stride_2(x), expected)
 
 
-def test_group_norm_needs_channels_in_eights():
-    with pytest.raises(InputError, match=r"config\.model\.norm or head_norm: .* 12"):
-        nnx.eval_shape(lambda: detector.create(tiny(norm="group", width=12), nnx.Rngs(0)))
+@pytest.mark.parametrize("channels,groups", [(64, 32), (40, 8)])
+def test_group_norm_has_32_groups_or_8(channels, groups):
+    norm = layers.Norm("group", channels, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    assert norm.layer.num_groups == groups
 
 
 @pytest.mark.parametrize(
-    "field,value",
-    [("depth", 19), ("norm", "layer"), ("levels", (2, 4)), ("levels", (6, 7)), ("dtype", "int8")],
+    "fields,message",
+    [
+        ({"backbone.depth": 20}, r"model\.backbone\.depth: 20 is not one of 18, 34, 50, 101"),
+        ({"backbone.name": "vgg"}, r"model\.backbone\.name: 'vgg' is not one of resnet"),
+        ({"backbone.norm": "none"}, r"model\.backbone\.norm: 'none' is not one of batch, frozen"),
+        ({"backbone.frozen_stages": 6}, r"model\.backbone\.frozen_stages: 6 is not in 0\.\.5"),
+        ({"backbone.norm": "group", "backbone.width": 12}, r"model\.backbone\.width or .* 12"),
+        ({"head_norm": "group", "head_channels": 12}, r"model\.head_channels: .* 12"),
+        ({"head_norm": None}, r"model\.head_norm: None is not one of none, group"),
+        ({"levels": (2, 4)}, r"model\.levels: \(2, 4\) must be consecutive"),
+        ({"levels": (6, 7)}, r"model\.levels: \(6, 7\) must be consecutive"),
+        ({"p6_from": "p4"}, r"model\.p6_from: 'p4' is not one of p5, c5"),
+        ({"dtype": "int8"}, r"model\.dtype: 'int8' is not one of float32, bfloat16"),
+        ({"loss.class_loss": "l2"}, r"loss\.class_loss: 'l2' is not one of focal"),
+        ({"loss.box": "l2"}, r"loss\.box: 'l2' is not one of l1, giou"),
+        ({"loss.matching": "l2"}, r"loss\.matching: 'l2' is not one of atss, iou"),
+    ],
 )
-def test_a_field_that_fits_nothing_is_named(field, value):
-    with pytest.raises(InputError, match=f"config.model.{field}"):
-        nnx.eval_shape(lambda: detector.create(tiny(**{field: value}), nnx.Rngs(0)))
-
-
-def test_the_image_head_sees_the_whole_image_and_each_image_alone():
-    model = detector.create(tiny(image_head=True), nnx.Rngs(0))
-    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 1))
-    logits = model(images).image_logits
-    assert logits.shape == (2, 15)
-    np.testing.assert_allclose(model(images[1:]).image_logits, logits[1:], atol=1e-5)
-    for corner in (images.at[0, :16, :16].add(5), images.at[0, -16:, -16:].add(5)):
-        assert (model(corner).image_logits[0] != logits[0]).all()
-    assert detector.create(tiny(), nnx.Rngs(0))(images).image_logits is None
+def test_a_value_that_fits_nothing_is_named(fields, message):
+    config, loss = networks.model_config(), dict(networks.LOSS)
+    for name, value in fields.items():
+        section, _, field = name.rpartition(".")
+        {"": config, "backbone": config["backbone"], "loss": loss}[section][field] = value
+    with pytest.raises(ValueError, match=message):
+        models.abstract(config, loss, 5, 64)

@@ -45,7 +45,7 @@ def test_four_devices_give_the_loss_and_the_parameters_of_one(config, batches):
     for num_devices in (1, 4):
         step, state, mesh = setup(config, num_devices)
         losses = []
-        for i in range(3):
+        for i in range(2):
             state, metrics = step(state, parallel.shard_batch(batches[i], mesh))
             losses.append(float(metrics["loss"]))
         assert len(state.step.sharding.device_set) == num_devices
@@ -133,7 +133,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 
     And stopped between a checkpoint and its evaluation, which then comes first.
     """
-    config.train.batch_size = 4
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train.train(config, dataset, *sets, whole)
 
@@ -166,7 +165,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 
 def test_a_run_is_of_its_images(config, dataset, sets, tmp_path):
     """Others under the same workdir, or the same corrected and built anew, are refused."""
-    config.train.steps = 1
     train.train(config, dataset, *sets, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     fewer = sets[0].take(np.arange(len(sets[0]) - 1))
@@ -212,7 +210,6 @@ def test_anchors_of_a_run_without_a_checkpoint_are_planned_anew(config, dataset,
     (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
     config.model.anchor_scales = None
     (tmp_path / "config.json").write_text('{"model": {"anchor_scales": [7.0]}}')
-    config.train.steps = 1
     train.train(config, dataset, *sets, tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     assert len(record["model"]["anchor_scales"]) == 3
@@ -223,7 +220,6 @@ def test_anchors_of_a_run_without_a_checkpoint_are_planned_anew(config, dataset,
 
 
 def test_weights_of_another_model_do_not_fit(config, dataset, sets, tmp_path):
-    config.train.steps = 1
     train.train(config, dataset, *sets, tmp_path)
     config.model.head_channels = 16
     with pytest.raises(InputError, match=r"does not fit.*head.* is \(.* there and \("):
@@ -246,7 +242,7 @@ def test_the_backbone_learns_at_its_rate_and_frozen_stages_not_at_all(config, ba
             jax.tree_util.keystr(path, simple=True, separator="/"): value
             for path, value in jax.tree_util.tree_leaves_with_path(difference)
         }
-    stem = ("backbone/conv1/", "backbone/bn1/", "backbone/stages/0/")
+    stem = ("backbone/stem/", "backbone/stages/0/")
     for name, change in changes[1.0, 0].items():
         share = 0.1 if name.startswith("backbone/") else 1.0
         np.testing.assert_allclose(changes[0.1, 0][name], share * change, rtol=1e-3, atol=1e-6)

@@ -316,6 +316,7 @@ def build(
         "test_images": test_images,
     }
     source = {flag: full_path(path) for flag, path in source.items() if path is not None}
+    scratch.remove_abandoned(target)
     if os.path.exists(target / "dataset_info.json"):
         _check_built(target, source, size)
         print(f"already built: {target}")

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxdet import InputError
-from jaxdet.models.resnet import conv
+from jaxdet.models.layers import conv
 
 # Uniform with bound sqrt(3 / fan_in), as torchvision's FPN has it (kaiming_uniform_ with a = 1).
 uniform = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -27,25 +26,22 @@ class FPN(nnx.Module):
     "p5") or of C5 ("c5"), and 7 another of 6 after a ReLU (RetinaNet's P6 and P7).
 
     Raises:
-        InputError: unless levels are consecutive, start at 2 to 5 and end at 5 to 7; or for another
-            `p6_from`.
+        ValueError: unless levels are consecutive, start at 2 to 5 and end at 5 to 7.
     """
 
     def __init__(
         self,
         in_channels: Sequence[int],
         channels: int,
-        levels: Sequence[int],
+        levels: tuple[int, ...],
         *,
         p6_from: str = "p5",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         first, last = min(levels), max(levels)
-        if tuple(levels) != tuple(range(first, last + 1)) or not 2 <= first <= 5 <= last <= 7:
-            raise InputError(
-                f"config.model.levels: {tuple(levels)} must be consecutive, from 2..5 to 5..7"
-            )
+        if levels != tuple(range(first, last + 1)) or not 2 <= first <= 5 <= last <= 7:
+            raise ValueError(f"model.levels: {levels} must be consecutive, from 2..5 to 5..7")
 
         def layer(channels_in, kernel, stride=1):
             return conv(
@@ -53,8 +49,6 @@ class FPN(nnx.Module):
                 bias=True, kernel_init=uniform, dtype=dtype, rngs=rngs,
             )  # fmt: skip
 
-        if p6_from not in ("p5", "c5"):
-            raise InputError(f"config.model.p6_from: {p6_from!r} is not one of 'p5', 'c5'")
         self.first, self.p6_from = first, p6_from
         self.lateral = nnx.List([layer(c, 1) for c in in_channels[first - 2 :]])
         self.output = nnx.List([layer(channels, 3) for _ in in_channels[first - 2 :]])

@@ -105,25 +105,31 @@ def draw_bones(scene: Scene, rng: np.random.Generator) -> Layer:
     x = (u - 0.5) / 0.42
     line = 0.185 - 0.085 * np.abs(x) + 0.02 * np.sin(5.5 * np.abs(x)) + tilt * x
     band(line, 0.0125, 0.2, ramp(d - 0.03, 0.012) * ramp(0.46 - d, 0.02))
-    blade = ramp(d - (0.365 + 0.16 * (v - 0.2) ** 2 + 0.05 * body.fat), 0.008)
-    blade = blade * ramp(0.42 - v, 0.12) * ramp(v - 0.12, 0.08) * ramp(0.47 - d, 0.06)
-    out += 0.09 * blade
-    for sign in (-1, 1):  # heads of the humeri, mostly out of the picture
+    for sign in (-1, 1):
+        window, u, v = scene.cut(box_at(0.5 + sign * 0.43, 0.29, 0.26, 0.5))  # shoulder blade
+        d = np.abs(u - 0.5)
+        blade = ramp(d - (0.365 + 0.16 * (v - 0.2) ** 2 + 0.05 * body.fat), 0.008)
+        blade = blade * ramp(0.42 - v, 0.12) * ramp(v - 0.12, 0.08) * ramp(0.47 - d, 0.06)
+        out[window] += 0.09 * blade
+        head = box_at(0.5 + sign * 0.53, 0.2, 0.2, 0.25)  # of the humerus, mostly out of sight
+        window, u, v = scene.cut(head)
         r = np.hypot((u - 0.5 - sign * 0.53) / 0.08, (v - 0.2) / 0.1)
-        out += 0.12 * ramp(1 - r, 0.25)
+        out[window] += 0.12 * ramp(1 - r, 0.25)
     # Spine: vertebral bodies with discs between them.
+    window, u, v = scene.cut((0.44, -1.0, 0.56, 2.0))
+    d = np.abs(u - 0.5)
     period = 0.062
     phase = (v[:, 0] - rng.uniform(0, period)) / period
     discs = (0.5 + 0.5 * np.cos(2 * np.pi * phase)).astype(np.float32)[:, None] ** 3
     column = ramp(0.04 - d - 0.004 * discs, 0.011) * (0.6 + 0.4 * ramp(v - 0.12, 0.12))
-    out += column * (0.11 - 0.07 * discs)
-    out += 0.04 * ramp(0.007 - d, 0.007) * (1 - discs)  # spinous processes
+    out[window] += column * (0.11 - 0.07 * discs)
+    out[window] += 0.04 * ramp(0.007 - d, 0.007) * (1 - discs)  # spinous processes
     return out
 
 
 def draw_vessels(scene: Scene, rng: np.random.Generator) -> Layer:
     """Branching markings that thin out from the hila to the periphery."""
-    strokes = []
+    points, widths, strengths = [], [], []
     for side, sign in ((0, -1), (1, 1)):
         n = 13
         root = np.linspace(0, 1, n)  # from the upper to the lower pole of the hilum
@@ -140,19 +146,16 @@ def draw_vessels(scene: Scene, rng: np.random.Generator) -> Layer:
             length = rng.uniform(0.03, 0.075, len(p))
             q = p + (length * np.stack([sign * np.cos(heading), np.sin(heading)], 0)).T
             mid = (p + q) / 2 + rng.normal(0, 0.005, p.shape)
-            strength = 0.8 * 0.8**branching
-            strokes += [
-                ((tuple(a), tuple(m), tuple(b)), w, strength)
-                for a, m, b, w in zip(
-                    p.tolist(), mid.tolist(), q.tolist(), width.tolist(), strict=True
-                )
-            ]
+            points.append(np.stack([p, mid, q], 1))
+            widths.append(width)
+            strengths.append(np.full(len(p), 0.8 * 0.8**branching))
             spread = rng.uniform(0.1, 0.6, len(p))
             p = np.concatenate([q, q])
             heading = np.concatenate([heading + spread, heading - spread])
             width = np.concatenate([0.78 * width, 0.62 * width])
-    strokes.reverse()  # the thick ones over the thin ones
-    window, layer = scene.lines((0.05, 0.1, 0.95, 0.85), strokes)
+    # The thick ones over the thin ones.
+    lines = (np.concatenate(parts)[::-1] for parts in (points, widths, strengths))
+    window, layer = scene.lines((0.05, 0.1, 0.95, 0.85), *lines)
     out = np.zeros(scene.shape, np.float32)
     out[window] = soften(layer)
     return 0.2 * out + 0.015 * noise(rng, scene.shape, 0.012 * scene.size)
@@ -175,13 +178,16 @@ def draw_anatomy(scene: Scene, findings: list[Finding], rng: np.random.Generator
         )
         fixed[window] += 0.17 * mask * scene.lung[window]
     # Trachea and main bronchi.
+    window, u, v = scene.cut((0.4, -1.0, 0.6, 0.46))
     bend = 0.5 - 0.006 + 0.01 * np.clip(v - 0.2, 0, 1)
     tube = ramp(0.018 - np.abs(u - bend), 0.008) * ramp(0.375 - v, 0.02)
     x = np.abs(u - 0.496)
     bronchi = ramp(0.011 - np.abs(v - 0.365 - 0.75 * x), 0.008) * ramp(0.075 - x, 0.02)
-    fixed -= 0.17 * np.maximum(tube, 0.5 * bronchi)
+    fixed[window] -= 0.17 * np.maximum(tube, 0.5 * bronchi)
     # Below the diaphragm: liver, and gas in the stomach.
-    fixed += 0.1 * ramp(v - body.dome[0], 0.06) * ramp(0.55 - u, 0.2) * (trunk > 0.3)
+    window, u, v = scene.cut((-1.0, body.dome[0] - 0.06, 0.75, 2.0))
+    liver = 0.1 * ramp(v - body.dome[0], 0.06) * ramp(0.55 - u, 0.2)
+    fixed[window] += liver * (trunk[window] > 0.3)
     if rng.random() < 0.6:
         gas = box_at(rng.uniform(0.62, 0.74), body.dome[1] + rng.uniform(0.045, 0.07), 0.13, 0.07)
         window, mask, _ = scene.blob(gas, rng, 0.1, 0.35)
@@ -189,7 +195,9 @@ def draw_anatomy(scene: Scene, findings: list[Finding], rng: np.random.Generator
     if body.breasts > 0:
         for sign in (-1, 1):
             low = 0.68 + 0.1 * body.breasts
+            window, u, v = scene.cut(box_at(0.5 + sign * 0.235, low - 0.15, 0.38, 0.35))
             r = np.hypot((u - 0.5 - sign * 0.235) / 0.175, (v - low + 0.15) / 0.16)
-            fixed += (0.05 + 0.13 * body.breasts) * ramp(1 - r, 0.06) * ramp(v - low + 0.25, 0.2)
+            breast = (0.05 + 0.13 * body.breasts) * ramp(1 - r, 0.06)
+            fixed[window] += breast * ramp(v - low + 0.25, 0.2)
     fixed += 0.03 * noise(rng, scene.shape, scene.size / 9) * (trunk > 0.2)
     return fixed

@@ -21,7 +21,7 @@ def side_of(finding: Finding) -> int:
 
 def draw_aorta(scene, finding, rng):
     """The knob itself is part of the mediastinum; here its density, and a rim of chalk at times."""
-    window, mask, r = scene.blob(finding.box, rng, 0, 0.25)
+    window, mask, r = scene.blob(finding.box, rng, 0.0, 0.25)
     scene.more[window] += contrast(finding, 0.04, 0.11) * mask
     if rng.random() < 0.3:
         rim = ramp(0.06 - np.abs(r - 0.85), 0.05) * (scene.u[window[1]] > 0.55)
@@ -30,7 +30,7 @@ def draw_aorta(scene, finding, rng):
 
 def draw_cardiomegaly(scene, finding, rng):
     """The heart's border is part of the mediastinum; here the density of a thicker heart."""
-    window, mask, _ = scene.blob(finding.box, rng, 0, 0.6)
+    window, mask, _ = scene.blob(finding.box, rng, 0.0, 0.6)
     scene.more[window] += contrast(finding, 0.02, 0.06) * mask
 
 
@@ -83,9 +83,9 @@ def draw_consolidation(scene, finding, rng):
     if finding.severity > 0.3:
         near = u0 if side_of(finding) else u1
         far = u0 + u1 - near
-        hub = np.array((near, (v0 + v1) / 2))
+        hub = (near, (v0 + v1) / 2)
         ends = [(0.35 * near + 0.65 * far, v0 + t * (v1 - v0)) for t in (0.25, 0.5, 0.8)]
-        other, tubes = scene.lines(finding.box, [((tuple(hub), end), 0.008, 1.0) for end in ends])
+        other, tubes = scene.lines(finding.box, [(hub, end) for end in ends], [0.008] * 3, [1] * 3)
         scene.more[other] -= 0.18 * contrast(finding, 0.28, 0.6) / 0.6 * tubes
     scene.more[window] += layer * (0.3 + 0.7 * scene.lung[window])
 
@@ -147,12 +147,12 @@ def draw_other(scene, finding, rng):
         x, y = (2 * cu - can[0] - can[2]) / (0.75 * w), (2 * cv - can[1] - can[3]) / (0.6 * h)
         scene.more[window] += contrast(finding, 0.5, 1.1) * ramp(1 - x**4 - y**4, 0.15)
         lead = [(u0 + 0.6 * w, v0 + 0.3 * h), (u1, v0 + 0.5 * h), (u1 - 0.1 * w, v1)]
-        window, wire = scene.lines(finding.box, [(tuple(lead), 0.006, 1.0)])
+        window, wire = scene.lines(finding.box, [lead], [0.006], [1])
         scene.more[window] += 0.5 * wire
     elif max(w, h) > 2.5 * min(w, h):  # wire or tube
         ends = ((u0, v0), (u1, v1)) if rng.random() < 0.5 else ((u0, v1), (u1, v0))
         bow = (u + 0.2 * w * rng.normal(), v + 0.2 * h * rng.normal())
-        window, wire = scene.lines(finding.box, [((ends[0], bow, ends[1]), 0.008, 1.0)])
+        window, wire = scene.lines(finding.box, [(ends[0], bow, ends[1])], [0.008], [1])
         scene.more[window] += contrast(finding, 0.2, 0.7) * wire
     else:  # a cyst: thin wall, nothing in it
         window, _, r = scene.blob(finding.box, rng, 0.05, 0.1)
@@ -222,15 +222,16 @@ def draw_fibrosis(scene, finding, rng):
     w, h = u1 - u0, v1 - v0
     hub = np.array((u0 + w * rng.uniform(0.3, 0.7), v0 + h * rng.uniform(0.3, 0.7)))
     count = int(np.clip(10 + 90 * math.sqrt(w * h), 10, 32))
-    strokes = []
+    strands, widths, strengths = [], [], []
     for k in range(count):
         a = 2 * np.pi * k / count + rng.normal(0, 0.3)
         rim = np.array(((u0 + u1) / 2 + 0.5 * w * np.cos(a), (v0 + v1) / 2 + 0.5 * h * np.sin(a)))
         start = hub + rng.uniform(0, 0.7) * (rim - hub) + rng.normal(0, 0.08, 2) * (w, h)
         mid = (start + rim) / 2 + rng.normal(0, 0.07, 2) * (w, h)
-        points = tuple(map(tuple, (start.tolist(), mid.tolist(), rim.tolist())))
-        strokes.append((points, rng.uniform(0.003, 0.008), rng.uniform(0.3, 1)))
-    window, layer = scene.lines(finding.box, strokes)
+        strands.append((start, mid, rim))
+        widths.append(rng.uniform(0.003, 0.008))
+        strengths.append(rng.uniform(0.3, 1))
+    window, layer = scene.lines(finding.box, strands, widths, strengths)
     inside = 0.3 + 0.7 * scene.lung
     scene.more[window] += contrast(finding, 0.16, 0.4) * soften(layer) * inside[window]
     window, mask, r = scene.blob(finding.box, rng, 0.1, 0.6)

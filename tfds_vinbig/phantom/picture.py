@@ -1,5 +1,7 @@
 """The picture of a plan: the layers drawn, and developed as a film."""
 
+import functools
+
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -52,7 +54,7 @@ def extras(size: int, rng: np.random.Generator) -> Layer:
     pen = ImageDraw.Draw(picture)
     if rng.random() < 0.6:
         letter, x = ("R", rng.uniform(0.02, 0.08)) if rng.random() < 0.5 else ("L", 0.9)
-        font = ImageFont.load_default(round(size * rng.uniform(0.08, 0.13)))
+        font = load_font(round(size * rng.uniform(0.08, 0.13)))
         corner = (2 * size * x, 2 * size * rng.uniform(0.01, 0.12))
         pen.text(corner, letter, fill=255, font=font)
     if rng.random() < 0.12:
@@ -62,6 +64,12 @@ def extras(size: int, rng: np.random.Generator) -> Layer:
         points = 2 * size * np.stack([a[0] + (b[0] - a[0]) * t + bow, a[1] + (b[1] - a[1]) * t], 1)
         pen.line([tuple(p) for p in points.tolist()], fill=110, width=max(2, size // 100))
     return np.asarray(picture.reduce(2), np.float32) / 255
+
+
+@functools.cache
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font; it takes longer to load than to write with."""
+    return ImageFont.load_default(size)
 
 
 def draw_image(plan: Plan, size: int = 256) -> UInt8[np.ndarray, "size size"]:

@@ -92,10 +92,10 @@ def read_image(findings: list[Finding], body: Body, rng: np.random.Generator) ->
         for _ in range(rng.poisson(INVENT)):
             label = int(rng.choice(len(HABITS), p=weights / weights.sum()))
             drawn.append(Drawn(reader, label, to_image(body, place(label, body, rng))))
-    plain = max(findings, key=lambda finding: finding.severity)
+    obvious = max(findings, key=lambda finding: finding.severity)
     for reader in range(3):
         if not any(one.reader == reader for one in drawn):
-            drawn.append(Drawn(reader, plain.label, wobble(plain, body, rng)))
+            drawn.append(Drawn(reader, obvious.label, wobble(obvious, body, rng)))
     return drawn
 
 

@@ -1,0 +1,75 @@
+"""Tiny detectors, compiled once for all tests that ask for the same one."""
+
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxdet import models
+from jaxdet.compilation import jit
+
+SIZE, NUM_CLASSES = 64, 5
+LOSS = {
+    "class_loss": "focal", "alpha": 0.25, "gamma": 2.0, "box": "giou", "box_weight": 2.0,
+    "image_weight": 0.5, "matching": "atss", "foreground_iou": 0.5, "background_iou": 0.4,
+    "atss_candidates": 9,
+}  # fmt: skip
+# Backbones that go through the same tests.
+BACKBONES = {
+    "batch": {"name": "resnet", "depth": 18, "width": 8, "norm": "batch"},
+    "group": {"name": "resnet", "depth": 18, "width": 8, "norm": "group"},
+}
+
+
+def model_config(kind="batch", frozen_stages=0, **fields):
+    """A `config.model` with one of `BACKBONES`."""
+    return {
+        "backbone": {**BACKBONES[kind], "frozen_stages": frozen_stages},
+        "init_from": "", "num_scales": 3, "num_ratios": 3, "levels": (3, 4, 5, 6),
+        "anchor_scales": (2.0, 4.0), "aspect_ratios": (0.5, 1.0), "p6_from": "p5",
+        "fpn_channels": 16, "head_channels": 16, "head_depth": 1, "head_norm": "none",
+        "image_head": True, "dtype": "float32", **fields,
+    }  # fmt: skip
+
+
+def abstract(kind="batch", image_size=SIZE, loss=LOSS, **fields):
+    """Structure, and {"params", "batch_stats"} of shapes."""
+    return models.abstract(model_config(kind, **fields), loss, NUM_CLASSES, image_size)
+
+
+@functools.cache
+def detector(kind="batch"):
+    """Structure, parameters and statistics of a new detector."""
+
+    def create():
+        key = jax.random.key(0, impl="rbg")  # compiles three times as fast as the default
+        return models.create(model_config(kind), LOSS, NUM_CLASSES, SIZE, nnx.Rngs(key))
+
+    return abstract(kind)[0], *jit(lambda: models.split(create())[1:])()
+
+
+@functools.cache
+def forward(kind="batch", train=False):
+    """A function (params, batch_stats, images) -> (outputs, batch_stats)."""
+    graphdef, *_ = detector(kind)
+
+    def run(params, batch_stats, images):
+        model = nnx.merge(graphdef, params, batch_stats, copy=True)
+        outputs = model(images, train=train)
+        return outputs, models.split(model)[2]
+
+    return jit(run)
+
+
+def images(count=2, size=SIZE, seed=0):
+    """Normalised noise."""
+    return np.random.default_rng(seed).normal(size=(count, size, size, 1)).astype(np.float32)
+
+
+def names(tree):
+    """Arrays by path, such as "backbone/stem/conv/kernel"."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): x
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
