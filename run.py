@@ -142,7 +142,7 @@ def score() -> None:
             case, other, str(against), bootstrap_samples=FLAGS.bootstrap or 1000
         )
     if report := path("report"):
-        from jaxdet.report import evaluation_page
+        from jaxdet.report.evaluation import evaluation_page
         from jaxdet.workdir import write_atomically
 
         about = {"submission": submission_path.absolute(), "annotations": truth_path.absolute()}
@@ -219,29 +219,14 @@ def evaluate() -> None:
     dataset = read_split(builder, "train")
     train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
     check_run(config, dataset, train_set, folder)
-    against = path("against")
-    other = against and detect_of_other(against, config, eval_set)
+    other = None
+    if against := path("against"):
+        from configs import retina
+        from jaxdet.against import detect_of_other
+
+        own = config, eval_set, retina.get_config(), open_data
+        other = detect_of_other(against, FLAGS.checkpoint, *own)
     evaluate_run(config, eval_set, folder, FLAGS.checkpoint, other)
-
-
-def detect_of_other(folder: Path, config: ConfigDict, eval_set):
-    """What the run in `folder` detects in the same images, as it is configured itself."""
-    from configs import retina
-    from jaxdet import evaluate, splits
-    from jaxdet.config import of_run
-    from jaxdet.dataset import read_split
-    from jaxdet.train import check_run
-
-    other = of_run(folder, retina.get_config())
-    other.data.eval_split = config.data.eval_split
-    other.evaluation.batch_size = config.evaluation.batch_size
-    if other.data.name == config.data.name:
-        other.data.dir = config.data.dir
-    builder = open_data(other)
-    dataset = read_split(builder, "train")
-    train_set, other_set = splits.train_and_eval(other.data, builder, dataset)
-    check_run(other, dataset, train_set, folder)
-    return evaluate.detect_of_other(other, other_set, folder, FLAGS.checkpoint, eval_set)
 
 
 def predict() -> None:
@@ -316,7 +301,7 @@ def crossval() -> None:
     from jaxdet import workdir as files
     from jaxdet.boxes import concatenate
     from jaxdet.dataset import read_split
-    from jaxdet.report import evaluation_page
+    from jaxdet.report.evaluation import evaluation_page
     from jaxdet.train import train
     from tfds_vinbig import submission
 
@@ -360,21 +345,14 @@ def crossval() -> None:
 
 def inspect() -> None:
     """Write the page about the data, and about what the model is fed."""
-    from jaxdet import splits, workdir
-    from jaxdet.batches import make_targets
+    from jaxdet import splits
     from jaxdet.dataset import read_split
-    from jaxdet.report.data import data_page
-    from jaxdet.train import plan_anchors
+    from jaxdet.report.data import inspect
 
     config, folder = checked_config(), path("workdir", True)
     builder = open_data(config)
     dataset = read_split(builder, "train")
-    train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
-    targets = make_targets(train_set, config.data.fusion, config.data.image_size)
-    config, _ = plan_anchors(config, targets, dataset.class_names)
-    page = data_page(config, dataset, train_set, eval_set, config.data.name)
-    workdir.write_atomically(folder / "data.html", page)
-    print(f"written to {folder / 'data.html'}")
+    inspect(config, dataset, *splits.train_and_eval(config.data, builder, dataset), folder)
 
 
 def main() -> None:

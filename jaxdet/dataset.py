@@ -81,7 +81,7 @@ class Dataset:
             rows=self.rows[chosen],
         )
 
-    def of_ids(self, ids: Sequence[str]) -> "Dataset":
+    def of_ids(self, ids: Sequence[str] | np.ndarray) -> "Dataset":
         """The images of those ids, in that order."""
         position = {name: i for i, name in enumerate(self.ids)}
         return self.take(np.array([position[name] for name in ids], np.int64))

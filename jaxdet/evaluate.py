@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxdet import InputError, compare, inference, parallel, report, scores, workdir
+from jaxdet import compare, inference, parallel, scores, workdir
 from jaxdet.batches import decode_all
 from jaxdet.boxes import BoxTable
 from jaxdet.dataset import Dataset
+from jaxdet.report.evaluation import evaluation_page
 from jaxdet.splits import describe_eval_split
 
 
@@ -100,7 +100,7 @@ class Evaluator:
             print(compare.format_table(result["against"]))
         workdir.write_atomically(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
         if jax.process_index() == 0:
-            page = report.evaluation_page(
+            page = evaluation_page(
                 self.case(),
                 result,
                 title=str(folder),
@@ -154,29 +154,3 @@ def evaluate_run(
     evaluator.score(loaded.weights)
     evaluator.write(folder, loaded.step, against)
     return evaluator
-
-
-def detect_of_other(
-    config: ConfigDict, eval_set: Dataset, folder: Path, which: str, dataset: Dataset
-) -> Against:
-    """What the run in `folder` detects in its evaluation images, for a comparison.
-
-    Args:
-        config, eval_set: that run's, and its evaluation images.
-        dataset: the images that it is compared on, in whose order the detections come.
-
-    Raises:
-        InputError: if those are not its evaluation images, or its classes are others.
-    """
-    if eval_set.class_names != dataset.class_names:
-        raise InputError(f"--against: the run in {folder} has other classes")
-    different = np.setxor1d(eval_set.ids, dataset.ids)
-    if len(different):
-        raise InputError(
-            f"--against: the run in {folder} evaluates other images, {different[0]} is of one of "
-            f"the two alone, and {len(different) - 1} more: name a run of the same split and fold"
-        )
-    loaded = inference.load(config, folder, which, dataset.num_classes)
-    evaluator = Evaluator(loaded.detector, eval_set.of_ids(dataset.ids))
-    evaluator.score(loaded.weights)
-    return Against(evaluator.table, str(folder))

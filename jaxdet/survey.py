@@ -97,9 +97,9 @@ def heat_maps(dataset: Dataset) -> Float[np.ndarray, "classes cells cells"]:
     """For each class, which share of the readers' boxes covers each cell of the image."""
     rows = findings(dataset.annotations, dataset.num_classes)
     width_height = dataset.sizes[rows.image][:, [1, 0, 1, 0]]
-    cells = np.rint(rows.boxes / width_height * CELLS).astype(int).clip(0, CELLS)
-    x1, y1, x2, y2 = cells.T
-    x2, y2 = np.maximum(x2, x1 + 1).clip(0, CELLS), np.maximum(y2, y1 + 1).clip(0, CELLS)
+    cells = np.rint(rows.boxes / width_height * CELLS).astype(int)
+    x1, y1 = cells[:, :2].T.clip(0, CELLS - 1)
+    x2, y2 = cells[:, 2:].T.clip([x1 + 1, y1 + 1], CELLS)  # a box covers one cell at least
     # Each box as its corners, which two running sums fill.
     corners = np.zeros((dataset.num_classes, CELLS + 1, CELLS + 1))
     for y, x, sign in ((y1, x1, 1), (y1, x2, -1), (y2, x1, -1), (y2, x2, 1)):
@@ -161,8 +161,9 @@ def suspicions(
     """
     some = np.unique(np.linspace(0, len(pixels) - 1, min(len(pixels), 500)).astype(int))
     levels = images.grey_levels(pixels[some])
-    inverted = [i for i, image in enumerate(pixels) if images.looks_inverted(image, levels)]
     flat = [i for i, image in enumerate(pixels) if image.std() < 4]
+    inverted = [i for i, image in enumerate(pixels) if images.looks_inverted(image, levels)]
+    inverted = sorted(set(inverted) - set(flat))
     border = np.array([black_border(image) for image in pixels])
     wide = np.flatnonzero((border > BORDER) & (border < 1))
     wide = wide[np.argsort(-border[wide], kind="stable")]

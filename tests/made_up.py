@@ -1,4 +1,4 @@
-"""An evaluation that no model is needed for: phantom images, and detections that err in all ways."""
+"""An evaluation that no model is needed for: phantom images, and made-up detections."""
 
 import io
 from types import SimpleNamespace
@@ -67,9 +67,7 @@ def detections(dataset: Dataset, truth: BoxTable, skill: float, seed: int = 0) -
     np.maximum.at(best, table[:, 0].astype(int), table[:, 6])
     normal = [(i, num_classes, 0, 0, 1, 1, 1 - best[i]) for i in range(len(dataset))]
     table = np.concatenate([table, normal])
-    return BoxTable(
-        table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2:6], table[:, 6]
-    )
+    return BoxTable(table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2:6], table[:, 6])
 
 
 def evaluation(num_images: int = 80, size: int = 256) -> SimpleNamespace:

@@ -5,9 +5,5 @@
     page      templates to HTML
     evaluation, data    the two pages
 
-Matplotlib and Jinja come in late: not every command makes a page.
+Matplotlib and Jinja are imported late: not every command makes a page.
 """
-
-from jaxdet.report.evaluation import evaluation_page
-
-__all__ = ["evaluation_page"]

@@ -2,25 +2,38 @@
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxdet import anchors, survey
+from jaxdet import anchors, survey, workdir
 from jaxdet.batches import decode_all, make_targets
 from jaxdet.dataset import Dataset
 from jaxdet.feed import Fed, feed
 from jaxdet.report import films, plots
 from jaxdet.report.evaluation import versions
 from jaxdet.report.page import render
+from jaxdet.train import plan_anchors
 
 SUSPECTS = 12  # films of a suspicion
 SAMPLES = 24  # films before and after fusion
 SHOWN_FED = 24  # films of what the model is fed
 COUNTED_FED = 256  # images of which anchors are counted
 CHECKED_SIZE = 128  # pixels, at which images are looked over
+
+
+def inspect(
+    config: ConfigDict, dataset: Dataset, train_set: Dataset, eval_set: Dataset, folder: Path
+) -> None:
+    """Write `data.html` into the workdir; anchors that the config leaves open are planned."""
+    targets = make_targets(train_set, config.data.fusion, config.data.image_size)
+    config, _ = plan_anchors(config, targets, dataset.class_names)
+    page = data_page(config, dataset, train_set, eval_set, config.data.name)
+    workdir.write_atomically(folder / "data.html", page)
+    print(f"written to {folder / 'data.html'}")
 
 
 def data_page(
@@ -195,7 +208,7 @@ def _suspects(dataset, suspicions, train_set) -> dict | None:
             shown.append(
                 {
                     **films.film(dataset, int(i)),
-                    "group": suspicion.name,
+                    "ranks": {suspicion.name: 0},
                     "note": f"{note}, {where}" if note else where,
                     "boxes": {"readers": readers[len(shown)]},
                 }
@@ -230,7 +243,7 @@ def _samples(dataset, fusion) -> dict:
         boxes = films.boxes(fused.labels[i][mine], corners, ["fused"] * len(votes), texts=texts)
         note = f"{drawn} boxes drawn, {len(votes)} after fusion" if drawn else "normal"
         layers = {"readers": readers[i], "fused": boxes}
-        shown.append({**films.film(part, i), "group": "", "note": note, "boxes": layers})
+        shown.append({**films.film(part, i), "note": note, "boxes": layers})
     layers = [
         {"key": "readers", "name": "Readers, before fusion", "on": True, "scored": False},
         {"key": "fused", "name": f"After fusion by {fusion}", "on": False, "scored": False},
@@ -261,7 +274,6 @@ def _fed(fed: Fed, class_names, config) -> dict:
                 "width": size,
                 "height": size,
                 "src": films.jpeg(fed.images[i]),
-                "group": "",
                 "note": f"{int(mine.sum())} boxes, {len(matched)} anchors of {len(all_anchors)}"
                 if mine.any() else "normal: all anchors are background",
                 "boxes": {

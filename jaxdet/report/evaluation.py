@@ -175,7 +175,7 @@ def _froc(case, scores) -> dict:
     rates = ["1/8", "1/4", "1/2", *(f"{rate:g}" for rate in metrics.FALSE_POSITIVES[3:])]
     rows = [("all findings", froc["recall"])]
     rows += [(name, recall) for name, recall in froc["recall_by_class"].items() if recall]
-    plot = plots.froc("FROC", pooled, single, metrics.FALSE_POSITIVES)
+    plot = plots.froc("FROC", pooled, single)
     return {"plot": plot, "rates": rates, "rows": rows}
 
 

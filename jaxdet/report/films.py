@@ -93,33 +93,25 @@ def reader_layers(dataset: Dataset, chosen: Int[np.ndarray, "n"]) -> tuple[list[
     return layers, legend
 
 
-def choose(
-    by_class: Sequence[Float[np.ndarray, "images classes"]], limit: int
-) -> list[Int[np.ndarray, "_"]]:
-    """For each ranking the images to show, best first; none twice.
+def choose(by_class: Float[np.ndarray, "images classes"], limit: int) -> Int[np.ndarray, "chosen"]:
+    """The images to show of a ranking, best first.
 
-    Half of those of a ranking are the highest sums over the classes. The rest are those of single
+    Half of them are the highest sums over the classes, if above 0. The rest are those of single
     classes, the class that has been shown least first, so that rare ones are seen too.
     """
-    taken = np.zeros(len(by_class[0]), bool)
-    result = []
-    for values in by_class:
-        each = limit // len(by_class)
-        total = values.sum(axis=1)
-        order = np.argsort(-total, kind="stable")
-        chosen = [i for i in order if total[i] > 0 and not taken[i]][: each - each // 2]
-        taken[chosen] = True
-        while len(chosen) < each:
-            free = np.where(taken[:, None] | (values <= 0), -np.inf, values)
-            possible = np.isfinite(free.max(axis=0, initial=-np.inf))
-            if not possible.any():
-                break
-            shown = (values[chosen] > 0).sum(axis=0)
-            label = np.where(possible, shown, np.inf).argmin()
-            chosen.append(int(free[:, label].argmax()))
-            taken[chosen[-1]] = True
-        result.append(np.array(sorted(chosen, key=lambda i: -total[i]), np.int64))
-    return result
+    total = by_class.sum(axis=1)
+    best = np.argsort(-total, kind="stable")[: limit - limit // 2]
+    chosen = list(best[total[best] > 0])
+    while len(chosen) < limit:
+        free = np.where(by_class > 0, by_class, -np.inf)
+        free[chosen] = -np.inf
+        possible = np.isfinite(free.max(axis=0, initial=-np.inf))
+        if not possible.any():
+            break
+        shown = (by_class[chosen] > 0).sum(axis=0)
+        label = np.where(possible, shown, np.inf).argmin()
+        chosen.append(free[:, label].argmax())
+    return np.array(sorted(chosen, key=lambda i: -total[i]), np.int64)
 
 
 def gallery(
@@ -160,31 +152,31 @@ def gallery(
     if other is not None:
         apart = np.abs(credit(case, case.detections) - credit(case, other))
         rankings[DIFFER] = apart[:, None]
-    chosen = dict(zip(rankings, choose(list(rankings.values()), limit), strict=True))
+    each = limit // len(rankings)
+    chosen = {group: choose(values, each) for group, values in rankings.items()}
+    images = np.array(list(dict.fromkeys(np.concatenate(list(chosen.values())))), np.int64)
 
-    readers, legend = reader_layers(dataset, np.concatenate(list(chosen.values())))
+    readers, legend = reader_layers(dataset, images)
     shown = []
-    for group, of_group in chosen.items():
-        for i in of_group:
-            mine = truth.image == i
-            layers = {
-                "readers": readers[len(shown)],
-                "truth": boxes(
-                    truth.labels[mine],
-                    truth.boxes[mine],
-                    ["truth"] * int(mine.sum()),
-                    hit_score[mine],
-                ),
-            }
-            for name, (table, hit, _) in zip(("found", "other"), runs, strict=False):
-                mine = table.image == i
-                of_other = " other" if name == "other" else ""
-                styles = [("hit" if x else "false") + of_other for x in hit[mine]]
-                texts = [of_other.strip()] * len(styles)
-                layers[name] = boxes(
-                    table.labels[mine], table.boxes[mine], styles, table.scores[mine], texts
-                )
-            shown.append({**film(dataset, int(i)), "group": group, "boxes": layers})
+    for nth, i in enumerate(images):
+        mine = truth.image == i
+        layers = {
+            "readers": readers[nth],
+            "truth": boxes(
+                truth.labels[mine], truth.boxes[mine], ["truth"] * mine.sum(), hit_score[mine]
+            ),
+        }
+        for name, (table, hit, _) in zip(("found", "other"), runs, strict=False):
+            mine = table.image == i
+            of_other = " other" if name == "other" else ""
+            styles = [("hit" if x else "false") + of_other for x in hit[mine]]
+            texts = [of_other.strip()] * len(styles)
+            layers[name] = boxes(
+                table.labels[mine], table.boxes[mine], styles, table.scores[mine], texts
+            )
+        ranks = {group: int(np.flatnonzero(of_group == i)[0])
+                 for group, of_group in chosen.items() if i in of_group}  # fmt: skip
+        shown.append({**film(dataset, int(i)), "ranks": ranks, "boxes": layers})
 
     layers = [
         {"key": "readers", "name": "Readers", "on": False, "scored": False},

@@ -57,7 +57,7 @@ def _for_page(svg: str, name: str, width: float) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 var(--font)", svg)
+    svg = re.sub(r"(font: [\d.]+px|font-family:) [^;\"]*", r"\1 var(--font)", svg)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var(--{variable})")
     label = Markup.escape(name)
@@ -97,7 +97,7 @@ def small_precision_recall(name: str, recall, precision) -> Markup:
     return drawn.svg
 
 
-def froc(name: str, pooled, of_classes: Sequence, rates: Sequence[float]) -> Markup:
+def froc(name: str, pooled, of_classes: Sequence) -> Markup:
     """All findings in strong colour, each class behind it; each is a `curves.Froc`."""
     with chart(name, 5.2, 3.2) as drawn:
         axes = drawn.axes
@@ -110,7 +110,7 @@ def froc(name: str, pooled, of_classes: Sequence, rates: Sequence[float]) -> Mar
                 np.maximum(points.false_positives, least), points.recall, where="post", **style
             )
         axes.set(
-            xscale="log", xlim=(least, rates[-1] * 1.2), ylim=(0, 1.0),
+            xscale="log", xlim=(least, 10), ylim=(0, 1.0),
             xlabel="false positives per image", ylabel="recall",
         )  # fmt: skip
         axes.set_xticks([1 / 64, 1 / 16, 1 / 4, 1, 4], ["1/64", "1/16", "1/4", "1", "4"])

@@ -154,7 +154,9 @@ function setUp(gallery) {
     if (output) output.textContent = state.score.toFixed(2);
     let shown = 0, ofGroup = 0;
     for (const { card, svg, counted, film } of cards) {
-      const inGroup = !state.group || film.group === state.group;
+      const rank = state.group ? film.ranks[state.group] : 0;
+      const inGroup = rank !== undefined;
+      card.style.order = rank ?? 0;
       const holds = state.label < 0 || Object.values(film.boxes).flat().some(
         (box) => box[0] === state.label && (!box[5].startsWith("false") || box[6] >= state.score),
       );
