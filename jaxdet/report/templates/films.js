@@ -63,8 +63,8 @@ function visible(film, data, state) {
     for (const [label, x1, y1, x2, y2, style, score, text] of film.boxes[layer.key] || []) {
       if (state.label >= 0 && label !== state.label) continue;
       if (layer.scored && score < state.score) continue;
-      const missed = style === "truth" && data.score !== null && score < state.score;
-      const named = style === "truth" && score > 0 && !missed && state.layers.has("found");
+      const missed = style === "truth" && (score === 0 || score < state.score);
+      const named = style === "truth" && !missed && state.layers.has("found");
       const parts = [data.classes[label], text];
       if (layer.scored) parts.push(score.toFixed(2));
       if (missed) parts.push("missed");
