@@ -127,7 +127,9 @@ class Evaluator:
         }
         trained = training_seconds(workdir.read_metrics(folder), config.train.batch_size)
         if trained:
-            fields["training"] = f"{trained / 60:.0f} minutes of steps"
+            fields["training"] = (
+                f"{trained:.0f} s of steps" if trained < 120 else f"{trained / 60:.0f} min of steps"
+            )
         return fields
 
 
