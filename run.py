@@ -240,10 +240,12 @@ def predict() -> None:
     _, run = workdir.read_config(folder)
     size, batch_size = config.data.image_size, config.evaluation.batch_size
     parallel.check_batch_size("evaluation.batch_size", batch_size)
-    meta = path("meta")
+    meta, image_ids = path("meta"), None
     if FLAGS.images:
         files = find_files(FLAGS.images)
         sizes = meta and (coco if meta.suffix == ".json" else kaggle).read_sizes(meta)
+        if meta and meta.suffix == ".json":
+            image_ids = coco.read_image_ids(meta)
         pictures = read_pictures(files, sizes, size)
     elif meta or FLAGS["images"].present:
         raise InputError("--meta: goes with --images, which is not given")
@@ -257,15 +259,18 @@ def predict() -> None:
         pictures = split_pictures(test, size, batch_size)
     if len(pictures.ids):
         loaded = inference.load(config, folder, FLAGS.checkpoint, len(run.class_names))
-        write_predictions(loaded, pictures, run, path("output") or folder)
+        write_predictions(loaded, pictures, run, path("output") or folder, image_ids)
     for problem in pictures.problems[:20]:
         print(f"run.py: {problem}", file=sys.stderr)
     if pictures.problems:
         raise InputError(f"{len(pictures.problems)} of {len(files)} pictures could not be read")
 
 
-def write_predictions(loaded, pictures, run, output: Path) -> None:
-    """Predict, and write the submission and `detections.json`, into or beside `output`."""
+def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> None:
+    """Predict, and write the submission and `detections.json`, into or beside `output`.
+
+    `image_ids` is what COCO calls each image, if not by its name.
+    """
     from jaxdet.predict import inverted, predict
     from jaxdet.workdir import write_atomically
     from tfds_vinbig import coco, submission
@@ -287,7 +292,7 @@ def write_predictions(loaded, pictures, run, output: Path) -> None:
     csv = output if output.suffix == ".csv" else output / "submission.csv"
     results = output.with_suffix(".json") if output.suffix == ".csv" else output / "detections.json"
     write_atomically(csv, submission.to_csv(pictures.ids, table, run.class_ids))
-    write_atomically(results, coco.to_json(pictures.ids, table, run.class_ids))
+    write_atomically(results, coco.to_json(pictures.ids, table, run.class_ids, image_ids))
     found = int((table.labels < len(run.class_names)).sum())
     print(
         f"checkpoint {loaded.step}: {found} boxes in {len(pictures.ids)} images, written to {csv} "

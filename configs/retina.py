@@ -1,8 +1,12 @@
 """RetinaNet with ResNet-50 on VinBigData, as built by `python -m tfds_vinbig --config=256`.
 
-    python run.py --config=configs/retina.py --workdir=runs/r50
+    python run.py --config=configs/retina.py --workdir=runs/r50 --config.model.init_from=FILE
 
-`configs/retina.py:512` and `configs/retina.py:1024` are for the larger pictures. This file names
+Recommended: FILE with weights of ImageNet or COCO, see docs/pretrained.md; without it, the network
+starts from random numbers.
+
+`configs/retina.py:512` and `configs/retina.py:1024` are for the larger pictures. Start from weights
+that know pictures already: `--config.model.init_from=FILE`, see docs/pretrained.md. This file names
 every field there is; other configs change some of them.
 """
 
@@ -46,12 +50,12 @@ def get_config(size: str = "256") -> ConfigDict:
 
     model = config.model = ConfigDict()
     backbone = model.backbone = ConfigDict()
-    backbone.name = "resnet"
-    backbone.depth = 50  # 10, 18, 34, 50, 101
-    backbone.width = 64  # channels of the first stage
-    backbone.norm = "batch"  # or "group", "frozen_batch"
+    backbone.name = "resnet"  # or "convnext"
+    backbone.depth = 50  # 10, 18, 34, 50, 101; of convnext 18 (Tiny), 36 (Small)
+    backbone.width = 64  # channels of the first stage; of convnext 96
+    backbone.norm = "batch"  # or "group", "frozen_batch"; of convnext "layer"
     backbone.frozen_stages = 0  # what does not learn: 1 is the stem, 5 is all
-    model.init_from = ""  # weights of torchvision: .safetensors, .npz or .pth
+    model.init_from = ""  # weights of torchvision or timm: .safetensors, .npz or .pth
     # Levels of the pyramid, anchor sizes (square root of the area, in strides) and ratios (height /
     # width). None: planned from the training boxes, and kept in the run's config.json.
     model.levels = placeholder(tuple)
@@ -72,8 +76,8 @@ def get_config(size: str = "256") -> ConfigDict:
     loss.foreground_iou = 0.5  # of "iou"
     loss.background_iou = 0.4
     loss.atss_candidates = 9  # locations per level
-    loss.class_loss = "focal"
-    loss.alpha = 0.25  # of the focal loss
+    loss.class_loss = "focal"  # or "varifocal": a score learns how well the box fits, too
+    loss.alpha = 0.25  # of focal loss; of varifocal 0.75
     loss.gamma = 2.0
     loss.box = "giou"  # or "l1"
     loss.box_weight = 2.0

@@ -26,6 +26,19 @@ def sigmoid_focal(
     return alpha_t * jnp.abs(targets - probability) ** gamma * cross_entropy
 
 
+def varifocal(
+    logits: Float[Array, "*n"], targets: Float[Array, "*n"], alpha: float = 0.75, gamma: float = 2.0
+) -> Float[Array, "*n"]:
+    """Varifocal loss of each logit (Zhang et al. 2021, "VarifocalNet", eq. 2).
+
+    The target of what is there says how well the box fits (its IoU), and is the weight of its
+    cross-entropy too; where nothing is, the weight is alpha * probability ** gamma.
+    """
+    probability = jax.nn.sigmoid(logits)
+    weight = jnp.where(targets > 0, targets, alpha * probability**gamma)
+    return weight * optax.sigmoid_binary_cross_entropy(logits, targets)
+
+
 def l1(
     offsets: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"], boxes: Float[Array, "*n 4"]
 ) -> Float[Array, "*n"]:
@@ -41,7 +54,7 @@ def giou(
 
 
 # What `loss.class_loss` and `loss.box` may say.
-CLASS_LOSSES = {"focal": sigmoid_focal}
+CLASS_LOSSES = {"focal": sigmoid_focal, "varifocal": varifocal}
 BOX_LOSSES = {"l1": l1, "giou": giou}
 
 
@@ -85,6 +98,9 @@ def retinanet_loss(
 
     matched_labels = jnp.where(foreground, labels[matches], -1)
     targets = jax.nn.one_hot(matched_labels, class_logits.shape[-1]) * scores[matches][:, None]
+    if class_loss == "varifocal":
+        predicted = jax.lax.stop_gradient(box_ops.decode(box_offsets, anchors))
+        targets *= box_ops.iou(predicted, matched_boxes)[:, None]
     of_classes = CLASS_LOSSES[class_loss](class_logits, targets, alpha, gamma)
     of_classes = jnp.where((matches != IGNORED)[:, None], of_classes, 0).sum()
 

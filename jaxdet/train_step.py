@@ -37,7 +37,7 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.GradientTransformation:
-    """Clipping, then SGD with momentum or AdamW. Biases and normalisation do not decay.
+    """Clipping, then SGD with momentum or AdamW. Kernels decay; biases and normalisation do not.
 
     The backbone learns at `backbone_lr_multiplier` times the learning rate.
 
@@ -47,14 +47,21 @@ def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.Gradien
             `models.frozen_parameters`.
     """
 
-    def group(path, _):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def by_name(function):
+        def of_tree(params):
+            return jax.tree.map_with_path(
+                lambda path, _: function(jax.tree_util.keystr(path, simple=True, separator="/")),
+                params,
+            )
+
+        return of_tree
+
+    def group(name):
         if name.startswith(frozen):
             return "frozen"
         return "backbone" if name.startswith("backbone/") else "rest"
 
-    def decays(params):
-        return jax.tree.map(lambda x: x.ndim > 1, params)
+    decays = by_name(lambda name: name.removesuffix("/value").endswith("kernel"))
 
     schedule = make_schedule(config)
     if config.optimizer == "sgd":
@@ -70,7 +77,7 @@ def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.Gradien
         update,
         optax.partition(
             {name: optax.scale(scale) for name, scale in scales.items()},
-            lambda params: jax.tree.map_with_path(group, params),
+            by_name(group),
         ),
     )
 

@@ -112,28 +112,19 @@ def torchvision_model(version: str):
     return filled(model)
 
 
-# Blocks and channels of a ConvNeXt as deep as Tiny and a twelfth as wide.
-NARROW = {"depths": (3, 3, 9, 3), "dims": (8, 16, 32, 64)}
-
-
 def torchvision_networks():
     """Networks of torchvision by name, and the stages C2 to C5 of those that are backbones."""
     from benchmarks.torchvision_cpu import torchvision
 
     models, detection = torchvision.models, torchvision.models.detection
-    settings = [
-        models.convnext.CNBlockConfig(channels, None if i == 3 else NARROW["dims"][i + 1], depth)
-        for i, (channels, depth) in enumerate(zip(NARROW["dims"], NARROW["depths"], strict=True))
-    ]
-    resnet, narrow = models.resnet18(), models.convnext.ConvNeXt(settings)
+    resnet, convnext = models.resnet18(), models.convnext_tiny()
     small = detection.backbone_utils.resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4],
         extra_blocks=torchvision.ops.feature_pyramid_network.LastLevelP6P7(256, 256),
     )  # fmt: skip
     return {
         "torchvision/resnet18": (resnet, [getattr(resnet, f"layer{i}") for i in (1, 2, 3, 4)]),
-        "torchvision/convnext_narrow": (narrow, [narrow.features[i] for i in (1, 3, 5, 7)]),
-        "torchvision/convnext_tiny": (models.convnext_tiny(), None),
+        "torchvision/convnext_tiny": (convnext, [convnext.features[i] for i in (1, 3, 5, 7)]),
         "torchvision/retinanet_resnet18": (detection.RetinaNet(small, num_classes=91), None),
         "torchvision/v1": (torchvision_model("v1"), None),
         "torchvision/v2": (torchvision_model("v2"), None),
@@ -143,15 +134,13 @@ def torchvision_networks():
 def timm_networks():
     """As `torchvision_networks`, of timm."""
     from timm.models import create_model
-    from timm.models.convnext import ConvNeXt
 
     from benchmarks.torchvision_cpu import torchvision  # noqa: F401  (timm imports it)
 
-    resnet, narrow = create_model("resnet18", pretrained=False), ConvNeXt(**NARROW)
+    resnet, convnext = (create_model(name) for name in ("resnet18", "convnext_tiny"))
     return {
         "timm/resnet18": (resnet, [getattr(resnet, f"layer{i}") for i in (1, 2, 3, 4)]),
-        "timm/convnext_narrow": (narrow, list(narrow.stages)),
-        "timm/convnext_tiny": (create_model("convnext_tiny", pretrained=False), None),
+        "timm/convnext_tiny": (convnext, list(convnext.stages)),
     }
 
 

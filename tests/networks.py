@@ -19,6 +19,7 @@ LOSS = {
 BACKBONES = {
     "batch": {"name": "resnet", "depth": 18, "width": 8, "norm": "batch"},
     "group": {"name": "resnet", "depth": 18, "width": 8, "norm": "group"},
+    "convnext": {"name": "convnext", "depth": 18, "width": 8, "norm": "layer"},
 }
 
 

@@ -11,7 +11,7 @@ RUN = workdir.Run(["Mass"], [0, 1], "d", "t", ["model.levels"], [])
 def folder(tmp_path):
     """A workdir of `configs/phantom.py` whose pyramid's levels were planned."""
     config = phantom.get_config()
-    config.model.update({"levels": (3, 4), "anchor_scales": (1.0,), "aspect_ratios": (1.0,)})
+    config.model.update({"levels": (4, 5), "anchor_scales": (1.0,), "aspect_ratios": (1.0,)})
     workdir.write_config(tmp_path, config, RUN)
     return tmp_path
 
@@ -28,14 +28,14 @@ def ours(**changes):
 
 def test_a_run_gives_back_its_config(folder):
     config = configs.of_run(folder, retina.get_config())
-    assert config.model.levels == (3, 4) and config.train.steps == phantom.get_config().train.steps
+    assert config.model.levels == (4, 5) and config.train.steps == phantom.get_config().train.steps
     assert config.evaluation.more_iou_thresholds == (0.5, 0.75)
     configs.check(config, retina.get_config())
     assert configs.as_run(config, folder).to_dict() == config.to_dict()
 
 
 def test_what_was_planned_is_the_runs(folder):
-    assert configs.as_run(ours(), folder).model.levels == (3, 4)
+    assert configs.as_run(ours(), folder).model.levels == (4, 5)
     # But for what was given: None is then another config.
     with pytest.raises(InputError, match=r"config\.model\.anchor_scales: None, but the run"):
         configs.as_run(ours(model__anchor_scales=None), folder)

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 
 from jaxdet import boxes as box_ops
-from jaxdet.losses import image_loss, retinanet_loss, sigmoid_focal
+from jaxdet.losses import image_loss, retinanet_loss, sigmoid_focal, varifocal
 from jaxdet.matching import BACKGROUND, IGNORED
 
 
@@ -88,6 +88,50 @@ def test_giou_loss_is_that_of_the_decoded_boxes_and_has_a_gradient_everywhere():
     assert (
         np.isfinite(grad).all() and (grad[1:3] == 0).all() and (grad[jnp.array([0, 3])] != 0).any()
     )
+
+
+def test_varifocal_by_hand():
+    """The paper's formula; a foreground anchor's target is the IoU of its decoded box."""
+    rng = np.random.default_rng(4)
+    logits = jnp.array(rng.normal(size=(4, 3)), jnp.float32)
+    offsets = jnp.array(rng.normal(0, 0.2, size=(4, 4)), jnp.float32)
+    scores = jnp.array([2 / 3, 0.0])  # two of three readers
+    options = {"class_loss": "varifocal", "alpha": 0.7, "gamma": 1.5, "scores": scores}
+    loss = loss_of(logits, offsets, [0, BACKGROUND, IGNORED, 0], **options)
+
+    decoded = np.asarray(box_ops.decode(offsets, ANCHORS))
+    x1, y1, x2, y2 = np.asarray(BOXES[0])
+    p, expected = 1 / (1 + np.exp(-np.asarray(logits, np.float64))), 0.0
+    for a in (0, 1, 3):
+        ax1, ay1, ax2, ay2 = decoded[a]
+        overlap = max(0, min(x2, ax2) - max(x1, ax1)) * max(0, min(y2, ay2) - max(y1, ay1))
+        union = (x2 - x1) * (y2 - y1) + (ax2 - ax1) * (ay2 - ay1) - overlap
+        for c in range(3):
+            q = 2 / 3 * overlap / union if a != 1 and c == LABELS[0] else 0
+            if q > 0:
+                expected -= q * (q * np.log(p[a, c]) + (1 - q) * np.log(1 - p[a, c]))
+            else:
+                expected -= 0.7 * p[a, c] ** 1.5 * np.log(1 - p[a, c])
+    np.testing.assert_allclose(loss.class_loss, expected / 2, rtol=1e-5)
+
+
+def test_varifocal_does_not_move_boxes():
+    """The IoU is a target: making it small is no way to make the loss small."""
+    logits, offsets = jnp.zeros((4, 3)), jnp.full((4, 4), 0.1)
+
+    def class_loss(offsets):
+        matches = [0, BACKGROUND, IGNORED, 0]
+        return loss_of(logits, offsets, matches, class_loss="varifocal").class_loss
+
+    assert class_loss(offsets) != class_loss(offsets + 0.1)
+    assert (jax.grad(class_loss)(offsets) == 0).all()
+
+
+def test_varifocal_is_finite_where_the_probability_is_not():
+    for logit, target in ((-200.0, 1.0), (200.0, 0.0), (200.0, 0.5)):
+        loss = lambda x, t=target: varifocal(x, jnp.array([t])).sum()  # noqa: E731
+        value, grad = jax.value_and_grad(loss)(jnp.array([logit]))
+        assert np.isfinite(value) and value >= 50 and np.isfinite(grad).all()
 
 
 def test_image_loss_by_hand():

@@ -43,6 +43,13 @@ def test_resnets_size_is_torchvisions(depth, count):
     assert num_parameters(make) == count
 
 
+@pytest.mark.parametrize("depth,count", [(18, 28_589_128), (36, 50_223_688)])
+def test_convnexts_size_is_torchvisions(depth, count):
+    """Tiny and Small, without their last layers: a normalisation and a linear one."""
+    make = lambda: backbone("convnext", depth=depth, width=96, in_channels=3)  # noqa: E731
+    assert num_parameters(make) == count - 2 * 768 - 769 * 1000
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(64, 64), (300, 200), (320, 320), (101, 37)])
 def test_features_are_where_the_anchors_are(kind, size):
@@ -163,8 +170,14 @@ def test_group_norm_has_32_groups_or_8(channels, groups):
 @pytest.mark.parametrize(
     "fields,message",
     [
-        ({"backbone.depth": 20}, r"model\.backbone\.depth: 20 is not one of 18, 34, 50, 101"),
-        ({"backbone.name": "vgg"}, r"model\.backbone\.name: 'vgg' is not one of resnet"),
+        ({"backbone.depth": 20}, r"model\.backbone\.depth: 20 is not one of 10, 18, 34, 50, 101"),
+        ({"backbone.name": "vgg"}, r"model\.backbone\.name: 'vgg' is not one of resnet, convnext"),
+        ({"backbone.norm": "layer"}, r"model\.backbone\.norm: 'layer' is not one of batch, froz"),
+        ({"backbone.name": "convnext"}, r"model\.backbone\.norm: 'batch' is not 'layer'"),
+        (
+            {"backbone.name": "convnext", "backbone.norm": "layer", "backbone.depth": 50},
+            r"model\.backbone\.depth: 50 is not one of 18, 36 for convnext",
+        ),
         ({"backbone.norm": "none"}, r"model\.backbone\.norm: 'none' is not one of batch, frozen"),
         ({"backbone.frozen_stages": 6}, r"model\.backbone\.frozen_stages: 6 is not in 0\.\.5"),
         ({"backbone.norm": "group", "backbone.width": 12}, r"model\.backbone\.width or .* 12"),
@@ -174,7 +187,7 @@ def test_group_norm_has_32_groups_or_8(channels, groups):
         ({"levels": (6, 7)}, r"model\.levels: \(6, 7\) must be consecutive"),
         ({"p6_from": "p4"}, r"model\.p6_from: 'p4' is not one of p5, c5"),
         ({"dtype": "int8"}, r"model\.dtype: 'int8' is not one of float32, bfloat16"),
-        ({"loss.class_loss": "l2"}, r"loss\.class_loss: 'l2' is not one of focal"),
+        ({"loss.class_loss": "l2"}, r"loss\.class_loss: 'l2' is not one of focal, varifocal"),
         ({"loss.box": "l2"}, r"loss\.box: 'l2' is not one of l1, giou"),
         ({"loss.matching": "l2"}, r"loss\.matching: 'l2' is not one of atss, iou"),
     ],

@@ -20,8 +20,10 @@ from tests import networks
 
 NAMES = json.loads((golden.GOLDEN / "names.json").read_text())
 # As `networks.model_config`: backbones that the files' networks have.
-RESNET18 = {"name": "resnet", "depth": 18, "width": 64, "norm": "batch"}
-BACKBONE_OF = {"resnet18": RESNET18}
+BACKBONE_OF = {
+    "resnet18": {"name": "resnet", "depth": 18, "width": 64, "norm": "batch"},
+    "convnext_tiny": {"name": "convnext", "depth": 18, "width": 96, "norm": "layer"},
+}
 # A detector for what torchvision's COCO files hold.
 COCO = {
     "levels": (3, 4, 5, 6, 7), "anchor_scales": (4.0, 5.04, 6.35),
@@ -99,19 +101,33 @@ def see(network, channels):
 CLASSIFIERS = [name for name in NAMES if name.split("/")[1] in BACKBONE_OF]
 
 
-@pytest.mark.parametrize("network", CLASSIFIERS)
-def test_features_equal_those_of_the_network_that_made_the_file(network, load):
-    """torchvision's and timm's, in colour: C2 to C5."""
+def features(network, load):
+    """What our network sees, with the weights of a file of that one."""
     backbone = network.split("/")[1]
     _, params, statistics = colour_backbone(backbone)
     params, statistics, _ = load(file_of(network), params, statistics)
     images = golden.images((96, 64))
-    got = see(backbone, 3)(params["backbone"], statistics["backbone"], images)
+    return see(backbone, 3)(params["backbone"], statistics["backbone"], images)
+
+
+@pytest.mark.parametrize("network", CLASSIFIERS)
+def test_features_equal_those_of_the_network_that_made_the_file(network, load):
+    """torchvision's and timm's, in colour: C2 to C5."""
     expected = np.load(golden.GOLDEN / "features.npz")
-    for level, x in enumerate(got, start=2):
+    for level, x in enumerate(features(network, load), start=2):
         theirs = expected[f"{network}/C{level}"]
         assert np.std(theirs) > 0.5
         np.testing.assert_allclose(np.ravel(x)[:: golden.EVERY], theirs, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_features_equal_torchvisions_live(load):
+    pytest.importorskip("torch")
+    networks = golden.torchvision_networks()
+    for network in (name for name in CLASSIFIERS if name in networks):
+        theirs = golden.features_of(*networks[network])
+        for x, expected in zip(features(network, load), theirs, strict=True):
+            np.testing.assert_allclose(x, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", BACKBONE_OF)

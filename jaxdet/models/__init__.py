@@ -3,10 +3,11 @@
 from flax import nnx
 
 from jaxdet.losses import BOX_LOSSES, CLASS_LOSSES
+from jaxdet.models.convnext import ConvNeXt
 from jaxdet.models.resnet import ResNet
 from jaxdet.models.retinanet import RetinaNet
 
-BACKBONES = {"resnet": ResNet}
+BACKBONES = {"resnet": ResNet, "convnext": ConvNeXt}
 
 # The values that a field of the config may have.
 CHOICES = {

@@ -12,10 +12,10 @@ BODY = "backbone.body."
 
 
 def detector_names(num_laterals: int, num_inner: int) -> dict[str, tuple[str, ...]]:
-    """What torchvision calls each array of a RetinaNet but the backbone's: today, and before.
+    """What torchvision calls each array of a RetinaNet but the backbone's, now and before.
 
-    Before version 0.13, layers of the pyramid and the heads were no blocks of several layers, whose
-    first is now "0", and heads counted the ReLUs too.
+    In older files layers of the pyramid and the heads are not yet blocks of several, whose first is
+    "0" now, and heads count the ReLUs too.
 
     Args:
         num_laterals: how many of C2 to C5 our pyramid is made from.

@@ -1,0 +1,166 @@
+"""ConvNeXt (Liu et al. 2022, "A ConvNet for the 2020s"), as torchvision and timm have it."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxdet.models.layers import OnesConv, names_of_layer
+
+# By the number of blocks: Tiny; and Small, which is Base at width 128.
+BLOCKS = {18: (3, 3, 9, 3), 36: (3, 3, 27, 3)}
+EPSILON = 1e-6  # of its normalisation
+LAYER_SCALE = 1e-6  # what a block adds at first, times its input
+
+truncated_normal = nnx.initializers.truncated_normal(0.02)
+
+
+def pad_to_multiple(x: Float[Array, "b h w c"], of: int) -> Float[Array, "b h2 w2 c"]:
+    """Zeros below and to the right, so that patches of that size cover everything."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % of), (0, -x.shape[2] % of), (0, 0)))
+
+
+def patch_conv(in_channels, channels, size, *, dtype, rngs):
+    """A convolution of patches that do not overlap."""
+    return nnx.Conv(
+        in_channels, channels, (size, size), strides=size, padding="VALID",
+        kernel_init=truncated_normal, dtype=dtype, rngs=rngs,
+    )  # fmt: skip
+
+
+class Stem(nnx.Module):
+    """Patches of 4x4 pixels."""
+
+    def __init__(self, in_channels, channels, *, dtype, rngs):
+        self.conv = patch_conv(in_channels, channels, 4, dtype=dtype, rngs=rngs)
+        self.ones = OnesConv(channels, 4, 4, 0, dtype=dtype) if in_channels == 1 else None
+        self.norm = nnx.LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        x = pad_to_multiple(x, 4)
+        y = self.conv(x)
+        if self.ones is not None:
+            y += self.ones(*x.shape[1:3])
+        return self.norm(y)
+
+
+class Downsample(nnx.Module):
+    """Patches of 2x2 locations."""
+
+    def __init__(self, in_channels, channels, *, dtype, rngs):
+        self.norm = nnx.LayerNorm(in_channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.conv = patch_conv(in_channels, channels, 2, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.conv(pad_to_multiple(self.norm(x), 2))
+
+
+class Block(nnx.Module):
+    """Each channel over 7x7 locations, then each location over its channels, beside a shortcut."""
+
+    def __init__(self, channels, *, dtype, rngs):
+        options = {"kernel_init": truncated_normal, "dtype": dtype, "rngs": rngs}
+        self.depthwise = nnx.Conv(
+            channels, channels, (7, 7), padding=3, feature_group_count=channels, **options
+        )
+        self.norm = nnx.LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.expand = nnx.Linear(channels, 4 * channels, **options)
+        self.reduce = nnx.Linear(4 * channels, channels, **options)
+        self.layer_scale = nnx.Param(jnp.full(channels, LAYER_SCALE))
+
+    def __call__(self, x):
+        y = self.expand(self.norm(self.depthwise(x)))
+        y = self.reduce(nnx.gelu(y, approximate=False))
+        return x + self.layer_scale[...].astype(y.dtype) * y
+
+
+class Stage(nnx.Module):
+    """Half the size of what comes in, but for the first, and blocks."""
+
+    def __init__(self, in_channels, channels, num_blocks, *, dtype, rngs):
+        options = {"dtype": dtype, "rngs": rngs}
+        changes = in_channels != channels
+        self.downsample = Downsample(in_channels, channels, **options) if changes else None
+        self.blocks = nnx.List([Block(channels, **options) for _ in range(num_blocks)])
+
+    def __call__(self, x):
+        x = x if self.downsample is None else self.downsample(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def names_in_files() -> dict[str, tuple[str, ...]]:
+    """What torchvision, and what timm, call each array of a ConvNeXt."""
+    names = names_of_layer("stem/conv", "features.0.0", "stem.0")
+    names |= names_of_layer("stem/norm", "features.0.1", "stem.1")
+    for stage in range(4):
+        for i, part in enumerate(("norm", "conv")):
+            theirs = f"features.{2 * stage}.{i}", f"stages.{stage}.downsample.{i}"
+            names |= names_of_layer(f"stages/{stage}/downsample/{part}", *theirs)
+        for block in range(max(map(max, BLOCKS.values()))):
+            ours = f"stages/{stage}/blocks/{block}"
+            vision, timm = f"features.{2 * stage + 1}.{block}", f"stages.{stage}.blocks.{block}"
+            names |= names_of_layer(f"{ours}/depthwise", f"{vision}.block.0", f"{timm}.conv_dw")
+            names |= names_of_layer(f"{ours}/norm", f"{vision}.block.2", f"{timm}.norm")
+            names |= names_of_layer(f"{ours}/expand", f"{vision}.block.3", f"{timm}.mlp.fc1")
+            names |= names_of_layer(f"{ours}/reduce", f"{vision}.block.5", f"{timm}.mlp.fc2")
+            names[f"{ours}/layer_scale"] = f"{vision}.layer_scale", f"{timm}.gamma"
+    return names
+
+
+class ConvNeXt(nnx.Module):
+    """A backbone (see `RetinaNet` for what that is), without the paper's stochastic depth.
+
+    Its patches begin where the anchors' locations are: location k of level l looks around
+    (k + 1/2) * 2**l, half a stride beyond them, which the box head learns.
+
+    Args:
+        depth: the number of blocks: 18 (Tiny) or 36 (Small).
+        width: channels of the first stage (96 in the paper); later stages double it.
+        norm: "layer".
+        frozen_stages: how much does not learn: 0 nothing, 1 the stem, 2 the first stage too, up
+            to 5.
+        in_channels: 1 for a radiograph.
+        dtype: of the computation; parameters are float32.
+
+    Raises:
+        ValueError: for a value it cannot follow.
+    """
+
+    norms = ("layer",)
+    names = names_in_files()
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        width: int,
+        norm: str,
+        frozen_stages: int,
+        in_channels: int = 1,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if depth not in BLOCKS:
+            known = ", ".join(map(str, BLOCKS))
+            raise ValueError(f"model.backbone.depth: {depth} is not one of {known} for convnext")
+        if norm not in self.norms:
+            raise ValueError(f"model.backbone.norm: {norm!r} is not 'layer', as convnext has it")
+        self.frozen_stages = frozen_stages
+        self.out_channels = tuple(width * 2**stage for stage in range(4))
+        self.stem = Stem(in_channels, width, dtype=dtype, rngs=rngs)
+        sizes = zip((width, *self.out_channels), self.out_channels, BLOCKS[depth], strict=False)
+        self.stages = nnx.List([Stage(*size, dtype=dtype, rngs=rngs) for size in sizes])
+
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> list[jax.Array]:
+        """C2 to C5: features at 1/4, 1/8, 1/16 and 1/32 of the image, rounded up."""
+        features = []
+        x = self.stem(x)
+        x = jax.lax.stop_gradient(x) if self.frozen_stages >= 1 else x
+        for i, stage in enumerate(self.stages, start=2):
+            x = stage(x)
+            x = jax.lax.stop_gradient(x) if self.frozen_stages >= i else x
+            features.append(x)
+        return features
