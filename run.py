@@ -30,15 +30,26 @@ flags.DEFINE_string("ground_truth", None, "evaluate, score: raw, wbf@IOU, nms@IO
 flags.DEFINE_integer(
     "bootstrap", 0, "score: samples of the images for 95 % intervals.", lower_bound=0
 )
+flags.DEFINE_string("against", None, "evaluate: another workdir; score: another submission.")
+flags.DEFINE_string("report", None, "score: an HTML file to write a report to.")
 flags.DEFINE_boolean("distributed", False, "One of several processes (a TPU pod, a GPU cluster).")
 # The flags that each mode uses.
 RUN = {"mode", "config", "workdir", "distributed"}
 MODES = {
     "train": RUN,
-    "evaluate": RUN | {"checkpoint", "ground_truth"},
+    "evaluate": RUN | {"checkpoint", "ground_truth", "against"},
     "predict": RUN | {"checkpoint", "images", "meta", "invert", "output"},
-    "score": {"mode", "annotations", "submission", "ground_truth", "bootstrap"},
+    "score": {
+        "mode",
+        "annotations",
+        "submission",
+        "ground_truth",
+        "bootstrap",
+        "against",
+        "report",
+    },
     "crossval": RUN,
+    "inspect": RUN,
 }
 OWN = set().union(*MODES.values())
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
@@ -99,24 +110,47 @@ def set_null(config: ConfigDict | None, name: str) -> None:
 
 
 def score() -> None:
-    """Print the scores of a file."""
+    """Print the scores of a file, and write a report where one is asked for."""
     from jaxdet import scores
     from tfds_vinbig import coco, kaggle, submission
 
     truth_path, submission_path = path("annotations", True), path("submission", True)
     truth = (coco if truth_path.suffix == ".json" else kaggle).read_annotations(truth_path)
-    if submission_path.suffix == ".json":
-        ids, detections = coco.read_detections(submission_path, truth)
-    else:
-        ids, detections = submission.read(submission_path, truth.class_ids)
+
+    def read(file):
+        if file.suffix == ".json":
+            return coco.read_detections(file, truth)
+        return submission.read(file, truth.class_ids)
+
+    ids, detections = read(submission_path)
     truth = truth.of_splits_with(ids)
     if not set(ids) & set(truth.ids):
         raise InputError(f"{submission_path} and {truth_path} have no image in common")
     for note in truth.notes:
         print(f"note: {note}", file=sys.stderr)
     columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
-    method = FLAGS.ground_truth or "raw"
-    result = scores.score(*columns, ids, detections, method, FLAGS.bootstrap)
+    case = scores.of_files(*columns, ids, detections, FLAGS.ground_truth or "raw")
+    result, other = case.summarize(bootstrap_samples=FLAGS.bootstrap), None
+    if against := path("against"):
+        from jaxdet.compare import compare
+
+        other_ids, other = read(against)
+        if set(other_ids) != set(ids):
+            raise InputError(f"--against: {against} is of other images than {submission_path}")
+        other = scores.renumber(other, other_ids, case.ids)
+        result["against"] = compare(
+            case, other, str(against), bootstrap_samples=FLAGS.bootstrap or 1000
+        )
+    if report := path("report"):
+        from jaxdet.report.evaluation import evaluation_page
+        from jaxdet.workdir import write_atomically
+
+        about = {"submission": submission_path.absolute(), "annotations": truth_path.absolute()}
+        page = evaluation_page(
+            case, result, title=submission_path.name, other=other, about=about,
+            bootstrap_samples=FLAGS.bootstrap,
+        )  # fmt: skip
+        write_atomically(report, page)
     print(json.dumps(result, indent=2))
 
 
@@ -173,7 +207,7 @@ def train() -> None:
 
 
 def evaluate() -> None:
-    """Score a checkpoint."""
+    """Score a checkpoint, beside another run's where one is named."""
     from jaxdet import parallel, splits
     from jaxdet.dataset import read_split
     from jaxdet.evaluate import evaluate_run
@@ -185,7 +219,14 @@ def evaluate() -> None:
     dataset = read_split(builder, "train")
     train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
     check_run(config, dataset, train_set, folder)
-    evaluate_run(config, eval_set, folder, FLAGS.checkpoint)
+    other = None
+    if against := path("against"):
+        from configs import retina
+        from jaxdet.against import detect_of_other
+
+        own = config, eval_set, retina.get_config(), open_data
+        other = detect_of_other(against, FLAGS.checkpoint, *own)
+    evaluate_run(config, eval_set, folder, FLAGS.checkpoint, other)
 
 
 def predict() -> None:
@@ -265,6 +306,7 @@ def crossval() -> None:
     from jaxdet import workdir as files
     from jaxdet.boxes import concatenate
     from jaxdet.dataset import read_split
+    from jaxdet.report.evaluation import evaluation_page
     from jaxdet.train import train
     from tfds_vinbig import submission
 
@@ -290,21 +332,32 @@ def crossval() -> None:
         sizes.append(len(evaluator.dataset))
     detections, truth = concatenate(tables, sizes), concatenate(truths, sizes)
     evaluation = config.evaluation
-    result = scores.summarize(
-        detections,
-        truth,
-        sum(sizes),
-        dataset.class_names,
-        evaluation.ground_truth,
-        evaluation.more_iou_thresholds,
-        evaluation.bootstrap_samples,
-    )
+    case = scores.Case(ids, dataset.class_names, truth, evaluation.ground_truth, detections)
+    result = case.summarize(evaluation.more_iou_thresholds, evaluation.bootstrap_samples)
     result |= {"checkpoint": config.train.steps, "split": f"all {config.data.num_folds} folds"}
     print(result["split"])
     print(scores.format_table(result, truth))
     csv = submission.to_csv(ids, detections, dataset.class_ids)
     files.write_atomically(workdir / "out_of_fold.csv", csv)
     files.write_atomically(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    page = evaluation_page(
+        case, result, title=str(workdir), dataset=dataset.of_ids(ids), config=config.to_dict(),
+        about={"workdir": workdir.absolute(), "dataset": config.data.name},
+        bootstrap_samples=evaluation.bootstrap_samples,
+    )  # fmt: skip
+    files.write_atomically(workdir / "report.html", page)
+
+
+def inspect() -> None:
+    """Write the page about the data, and about what the model is fed."""
+    from jaxdet import splits
+    from jaxdet.dataset import read_split
+    from jaxdet.report.data import inspect
+
+    config, folder = checked_config(), path("workdir", True)
+    builder = open_data(config)
+    dataset = read_split(builder, "train")
+    inspect(config, dataset, *splits.train_and_eval(config.data, builder, dataset), folder)
 
 
 def main() -> None:
@@ -323,6 +376,7 @@ def main() -> None:
         "predict": predict,
         "score": score,
         "crossval": crossval,
+        "inspect": inspect,
     }[FLAGS.mode]()
 
 

@@ -52,14 +52,16 @@ def main(_):
     columns = rows.image, rows.labels, rows.readers, rows.boxes
     table = mean_boxes(targets, eval_set.sizes, size, len(names))
     print("evaluation split")
-    result = scores.score(list(eval_set.ids), *columns, names, list(eval_set.ids), table, method)
+    result = scores.of_files(
+        list(eval_set.ids), *columns, names, list(eval_set.ids), table, method
+    ).summarize()
     print(scores.format_table(result, scores.ground_truth(method, *columns, len(names))))
     if TRUTH.value:
         test = read_split(builder, "test")
         truth = kaggle.read_annotations(Path(TRUTH.value).expanduser()).of_splits_with(test.ids)
         columns = truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
         table = mean_boxes(targets, test.sizes, size, len(names))
-        result = scores.score(truth.ids, *columns, list(test.ids), table, "raw")
+        result = scores.of_files(truth.ids, *columns, list(test.ids), table, "raw").summarize()
         print(f"test split: mAP14@0.4 {result['mAP14@0.4']:.3f}, mAP@0.4 {result['mAP@0.4']:.3f}")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,6 +80,11 @@ class Dataset:
             checksums=self.checksums[chosen],
             rows=self.rows[chosen],
         )
+
+    def of_ids(self, ids: Sequence[str] | np.ndarray) -> "Dataset":
+        """The images of those ids, in that order."""
+        position = {name: i for i, name in enumerate(self.ids)}
+        return self.take(np.array([position[name] for name in ids], np.int64))
 
     def decode(self, i: int, image_size: int) -> UInt8[np.ndarray, "image_size image_size"]:
         """Image i at the model's size."""

@@ -11,23 +11,29 @@ FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # per image: the rates of t
 
 
 def match(
-    detections: BoxTable, truth: BoxTable
+    detections: BoxTable, truth: BoxTable, other_class: bool = False
 ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
     """For each detection, the truth of its image and class that it overlaps most, and the IoU.
 
-    The first of equals; -1 and 0 where nothing overlaps.
+    The first of equals; -1 and 0 where nothing overlaps. With `other_class`, the truths of its
+    image that are *not* of its class.
     """
     num_classes = 1 + max(detections.labels.max(initial=0), truth.labels.max(initial=0))
-    key = truth.image * num_classes + truth.labels
+    key, wanted = truth.image, detections.image
+    if not other_class:
+        key = truth.image * num_classes + truth.labels
+        wanted = detections.image * num_classes + detections.labels
     by_key = np.argsort(key, kind="stable")
-    wanted = detections.image * num_classes + detections.labels
     start = np.searchsorted(key[by_key], wanted, "left")
     count = np.searchsorted(key[by_key], wanted, "right") - start
 
-    # A row for every pair of a detection with a truth of its image and class.
+    # A row for every pair of a detection with a truth that it may overlap.
     detection = np.repeat(np.arange(len(wanted)), count)
     nth = np.arange(len(detection)) - np.repeat(np.cumsum(count) - count, count)
     candidate = by_key[np.repeat(start, count) + nth]
+    if other_class:
+        other = detections.labels[detection] != truth.labels[candidate]
+        detection, candidate, nth = detection[other], candidate[other], nth[other]
     overlap = iou(detections.boxes[detection], truth.boxes[candidate])
 
     best, best_overlap = np.full(len(wanted), -1), np.zeros(len(wanted))
@@ -53,8 +59,25 @@ def _true_positives(best, overlap, iou_threshold) -> Bool[np.ndarray, "n"]:
     return result
 
 
-def _area(true_positive, weight, num_truth) -> float:
-    """Area under the monotone precision-recall curve; each detection counts `weight` times.
+def true_positives(
+    detections: BoxTable, truth: BoxTable, iou_threshold: float
+) -> tuple[Bool[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """Which detections are true positives (see `average_precision`), and the truth of the same
+    image and class that each overlaps most, or -1. Both in the order of the table."""
+    order = np.argsort(-detections.scores, kind="stable")
+    best, overlap = match(_by_score(detections), truth)
+    is_true, target = np.zeros(len(best), bool), np.zeros(len(best), np.int64)
+    is_true[order], target[order] = _true_positives(best, overlap, iou_threshold), best
+    return is_true, target
+
+
+def area_under_curve(
+    true_positive: Bool[np.ndarray, "n"],
+    weight: Int[np.ndarray, "n"],
+    num_truth: int | np.integer,
+) -> float:
+    """Area under the monotone precision-recall curve of detections, best score first; each counts
+    `weight` times. NaN without ground truth.
 
     Precision is highest right after a true positive, so no other point is needed.
     """
@@ -83,7 +106,9 @@ def average_precision(
         is_true = _true_positives(best, overlap, threshold)
         for label in range(num_classes):
             mine = detections.labels == label
-            result[t, label] = _area(is_true[mine], once[mine], np.sum(truth.labels == label))
+            result[t, label] = area_under_curve(
+                is_true[mine], once[mine], np.sum(truth.labels == label)
+            )
     return result
 
 
@@ -127,7 +152,7 @@ def froc(
     return each, pooled
 
 
-def bootstrap_confidence_interval(
+def bootstrap_average_precision(
     detections: BoxTable,
     truth: BoxTable,
     num_images: int,
@@ -135,19 +160,16 @@ def bootstrap_confidence_interval(
     num_classes: int,
     *,
     num_samples: int = 1000,
-    confidence: float = 0.95,
     seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile confidence interval (Efron 1979) of mAP over images drawn with replacement.
+) -> Float[np.ndarray, "samples classes"]:
+    """Average precision of each class over images drawn with replacement (Efron 1979).
 
     An image drawn twice counts as two images, so its rows count twice; the matching, which never
-    leaves an image, is done once. Each sample's mAP is the mean over the classes that have ground
-    truth in it; a sample without any is left out, and (NaN, NaN) returned if all are.
+    leaves an image, is done once. A class without ground truth in a sample is NaN there. Equal
+    seeds draw equal images, so that two sets of detections can be compared sample by sample.
 
     Args:
         num_images: images are numbered from 0 below this; those without a row are drawn too.
-        confidence: share of the samples within the interval.
-        seed: equal seeds draw equal images.
     """
     detections = _by_score(detections)
     is_true = _true_positives(*match(detections, truth), iou_threshold)
@@ -157,14 +179,30 @@ def bootstrap_confidence_interval(
         for mine in [detections.labels == label]
     ]
     rng = np.random.default_rng(seed)
-    means = np.full(num_samples, np.nan)
+    result = np.full((num_samples, num_classes), np.nan)
     for i in range(num_samples):
         drawn = np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
-        aps = [_area(found, drawn[image], drawn[true].sum()) for found, image, true in of_class]
-        if not np.isnan(aps).all():
-            means[i] = np.nanmean(aps)
-    if np.isnan(means).all():
+        for label, (found, image, true) in enumerate(of_class):
+            result[i, label] = area_under_curve(found, drawn[image], drawn[true].sum())
+    return result
+
+
+def mean_of_classes(
+    samples: Float[np.ndarray, "samples classes"],
+) -> Float[np.ndarray, "samples"]:
+    """Of each sample, over the classes that have ground truth in it; NaN where none has."""
+    present = ~np.isnan(samples)
+    count = present.sum(axis=1)
+    return np.where(count, np.where(present, samples, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
+
+
+def percentile_interval(
+    samples: Float[np.ndarray, "samples"], confidence: float = 0.95
+) -> tuple[float, float]:
+    """The share `confidence` of the samples lies within; NaN samples are left out, and
+    (NaN, NaN) is returned if all are."""
+    if np.isnan(samples).all():
         return np.nan, np.nan
     tail = (1 - confidence) / 2
-    low, high = np.nanquantile(means, (tail, 1 - tail))
+    low, high = np.nanquantile(samples, (tail, 1 - tail))
     return float(low), float(high)

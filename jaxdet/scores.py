@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -38,6 +39,34 @@ def ground_truth(
     )
 
 
+def numbers(values) -> list[float] | None:
+    """For JSON, which has no NaN."""
+    return None if np.isnan(values).any() else [float(x) for x in values]
+
+
+def intervals(
+    samples: Float[np.ndarray, "samples labels"], class_names: Sequence[str], at: str
+) -> dict:
+    """Of 95 %, from the average precision of each class and "No finding" in each sample.
+
+    Args:
+        at: how the names of the means end, such as "@0.4".
+    """
+
+    def interval(values):
+        return numbers(metrics.percentile_interval(values))
+
+    findings = samples[:, :-1]
+    return {
+        f"mAP{at}": interval(metrics.mean_of_classes(samples)),
+        f"mAP{len(class_names)}{at}": interval(metrics.mean_of_classes(findings)),
+        "AP": {
+            name: interval(values)
+            for name, values in zip((*class_names, NO_FINDING), samples.T, strict=True)
+        },
+    }
+
+
 def summarize(
     detections: BoxTable,
     truth: BoxTable,
@@ -61,9 +90,6 @@ def summarize(
     def mean(values):
         values = values[~np.isnan(values)]
         return float(values.mean()) if len(values) else None
-
-    def numbers(values):
-        return None if np.isnan(values).any() else [float(x) for x in values]
 
     aps = metrics.average_precision(
         detections, truth, (IOU_THRESHOLD, *more_iou_thresholds), num_classes + 1
@@ -89,26 +115,45 @@ def summarize(
         },
     }
     if bootstrap_samples:
-        scores["95% interval"] = {
-            name: numbers(
-                metrics.bootstrap_confidence_interval(
-                    detections,
-                    truth,
-                    num_images,
-                    IOU_THRESHOLD,
-                    classes,
-                    num_samples=bootstrap_samples,
-                )
-            )
-            for name, classes in (
-                (f"mAP{at}", num_classes + 1),
-                (f"mAP{num_classes}{at}", num_classes),
-            )
-        }
+        samples = metrics.bootstrap_average_precision(
+            detections,
+            truth,
+            num_images,
+            IOU_THRESHOLD,
+            num_classes + 1,
+            num_samples=bootstrap_samples,
+        )
+        scores["95% interval"] = intervals(samples, class_names, at)
     return scores
 
 
-def score(
+class Case(NamedTuple):
+    """What is scored; `image` of both tables counts the ids."""
+
+    ids: Sequence[str]
+    class_names: Sequence[str]
+    truth: BoxTable
+    method: str  # how the truth was made
+    detections: BoxTable
+
+    def summarize(
+        self, more_iou_thresholds: Sequence[float] = (0.5, 0.75), bootstrap_samples: int = 0
+    ) -> dict:
+        """See `summarize`."""
+        tables = self.detections, self.truth, len(self.ids)
+        return summarize(
+            *tables, self.class_names, self.method, more_iou_thresholds, bootstrap_samples
+        )
+
+
+def renumber(table: BoxTable, ids: Sequence[str], new_ids: Sequence[str]) -> BoxTable:
+    """A table whose `image` counts `ids`, with the positions that those have in `new_ids`."""
+    number = {name: i for i, name in enumerate(new_ids)}
+    new = np.array([number[name] for name in ids], np.int64)
+    return table._replace(image=new[table.image])
+
+
+def of_files(
     ids: Sequence[str],
     image: Int[np.ndarray, "rows"],
     labels: Int[np.ndarray, "rows"],
@@ -118,9 +163,8 @@ def score(
     detected_ids: Sequence[str],
     detections: BoxTable,
     method: str,
-    bootstrap_samples: int = 0,
-) -> dict:
-    """Score detections, whose `image` counts `detected_ids`, against readers' rows. No model.
+) -> Case:
+    """Detections, whose `image` counts `detected_ids`, and readers' rows as what is scored.
 
     Every image of either side counts: one without detections is missed, and detections on one
     without annotations are false positives; how many there are is said on standard error.
@@ -135,13 +179,10 @@ def score(
         print(
             f"{unknown} images are not annotated: their boxes are false positives", file=sys.stderr
         )
-    number = {name: i for i, name in enumerate(dict.fromkeys([*ids, *detected_ids]))}
-    renumbered = np.array([number[name] for name in detected_ids], np.int64)
-    detections = detections._replace(image=renumbered[detections.image])
+    all_ids = list(dict.fromkeys([*ids, *detected_ids]))
     truth = ground_truth(method, image, labels, readers, boxes, len(class_names))
-    return summarize(
-        detections, truth, len(number), class_names, method, bootstrap_samples=bootstrap_samples
-    )
+    detections = renumber(detections, detected_ids, all_ids)
+    return Case(all_ids, class_names, truth, method, detections)
 
 
 def format_table(scores: dict, truth: BoxTable) -> str:

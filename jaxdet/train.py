@@ -62,7 +62,7 @@ def train(
     """Train from the newest checkpoint in `folder`, or from the start, to `config.train.steps`.
 
     Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard events; at the end the
-    last weights are evaluated into `evaluation.json` and `detections.png`.
+    last weights are evaluated into `evaluation.json` and `report.html`.
 
     Args:
         dataset: the whole split, of which `train_set` is a part.

@@ -9,7 +9,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from jaxdet.boxes import BoxTable
-from jaxdet.metrics import average_precision, bootstrap_confidence_interval, froc, match
+from jaxdet.metrics import (
+    average_precision,
+    bootstrap_average_precision,
+    froc,
+    match,
+    mean_of_classes,
+    percentile_interval,
+)
 
 
 def table(rows):
@@ -257,27 +264,48 @@ def test_bootstrap_equals_scoring_the_copies(detections, truth, seed):
         return table([(j, *r[1:]) for j, image in enumerate(drawn) for r in rows if r[0] == image])
 
     rng = np.random.default_rng(seed)
-    means = []
+    expected = []
     for _ in range(num_samples):
         drawn = rng.integers(num_images, size=num_images)
-        aps = average_precision(copies(detections, drawn), copies(truth, drawn), [0.4], 3)[0]
-        if not np.isnan(aps).all():
-            means.append(np.nanmean(aps))
-    got = bootstrap_confidence_interval(
-        table(detections), table(truth), num_images, 0.4, 3,
-        num_samples=num_samples, confidence=0.5, seed=seed,
-    )  # fmt: skip
-    expected = np.quantile(means, (0.25, 0.75)) if means else (np.nan, np.nan)
+        copied = copies(detections, drawn), copies(truth, drawn)
+        expected.append(average_precision(*copied, [0.4], 3)[0])
+    got = bootstrap_average_precision(
+        table(detections), table(truth), num_images, 0.4, 3, num_samples=num_samples, seed=seed
+    )
     np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 def test_bootstrap_interval_holds_the_score_and_narrows_with_confidence():
     found, truth = map(table, random_tables(2, jitter=12))
     score = average_precision(found, truth, [0.4], 3)[0].mean()
-    wide = bootstrap_confidence_interval(found, truth, 20, 0.4, 15, num_samples=200)
-    narrow = bootstrap_confidence_interval(
-        found, truth, 20, 0.4, 15, num_samples=200, confidence=0.5
-    )
+
+    def interval(confidence, seed=0):
+        samples = bootstrap_average_precision(found, truth, 20, 0.4, 15, num_samples=200, seed=seed)
+        return percentile_interval(mean_of_classes(samples), confidence)
+
+    wide, narrow = interval(0.95), interval(0.5)
     assert wide[0] < narrow[0] < score < narrow[1] < wide[1]
-    assert wide == bootstrap_confidence_interval(found, truth, 20, 0.4, 15, num_samples=200)
-    assert wide != bootstrap_confidence_interval(found, truth, 20, 0.4, 15, num_samples=200, seed=1)
+    assert wide == interval(0.95) != interval(0.95, seed=1)
+
+
+def test_a_sample_without_truth_is_left_out():
+    samples = np.array([[0.2, np.nan], [np.nan, np.nan], [0.4, 0.8]])
+    np.testing.assert_allclose(mean_of_classes(samples), [0.2, np.nan, 0.6])
+    np.testing.assert_allclose(percentile_interval(mean_of_classes(samples), 0.5), [0.3, 0.5])
+    assert np.isnan(percentile_interval(np.full(3, np.nan))).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows, rows)
+def test_match_with_the_other_classes(detections, truth):
+    """As matching each detection to the truths of its image alone that have another label."""
+    best, overlap = match(table(detections), table(truth), other_class=True)
+    for i, row in enumerate(detections):
+        others = [
+            (k, (0, 0, *other[2:]))
+            for k, other in enumerate(truth)
+            if other[0] == row[0] and other[1] != row[1]
+        ]
+        alone, iou = match(table([(0, 0, *row[2:])]), table([other for _, other in others]))
+        assert overlap[i] == iou[0]
+        assert best[i] == (others[alone[0]][0] if alone[0] >= 0 else -1)

@@ -21,7 +21,7 @@ def test_train_leaves_every_file_of_the_contract(trained):
     workdir, done = trained
     assert {path.name for path in workdir.iterdir()} >= {
         "checkpoints", "config.json", "metrics.jsonl", "evaluation.json", "submission.csv",
-        "detections.png", "detections.json",
+        "report.html", "detections.json",
     }  # fmt: skip
     scores = json.loads((workdir / "evaluation.json").read_text())
     assert list(scores) == [
@@ -53,6 +53,7 @@ def test_crossval_scores_every_training_image_once(tiny, kaggle_folder, tmp_path
     scores = json.loads((tmp_path / "evaluation.json").read_text())
     parts = [json.loads((tmp_path / f"fold{k}/evaluation.json").read_text()) for k in (0, 1)]
     assert scores["num_images"] == sum(part["num_images"] for part in parts) == 30
+    assert "all 2 folds" in (tmp_path / "report.html").read_text()
     train = pd.read_csv(kaggle_folder / "train.csv")
     assert set(pd.read_csv(tmp_path / "out_of_fold.csv").image_id) == set(train.image_id)
     again = command(

@@ -202,6 +202,17 @@ class RetinaNet(nnx.Module):
         """Those of each level, in pixels, in the order of the outputs."""
         return pyramid_anchors(self.image_size, self.levels, self.anchor_scales, self.aspect_ratios)
 
+    def match(
+        self, boxes: Float[Array, "boxes 4"], mask: Bool[Array, "boxes"]
+    ) -> Int[Array, "anchors"]:
+        """The box of an image that each anchor answers for, or a value below 0, see `matching`."""
+        loss, pyramid = dict(self.loss), self.anchors()
+        if loss["matching"] == "iou":
+            limits = loss["foreground_iou"], loss["background_iou"]
+            return match_anchors(jnp.asarray(np.concatenate(pyramid)), boxes, mask, *limits)
+        count = loss["atss_candidates"]
+        return match_anchors_atss(pyramid, self.levels, self.image_size, boxes, mask, count)
+
     def losses(
         self,
         outputs: Outputs,
@@ -220,19 +231,12 @@ class RetinaNet(nnx.Module):
             scores: class targets of the boxes: 1, or less where not all readers drew one.
             mask: False for padding.
         """
-        loss, pyramid = dict(self.loss), self.anchors()
-        all_anchors = jnp.asarray(np.concatenate(pyramid))
-
-        def match(boxes, mask):
-            if loss["matching"] == "iou":
-                limits = loss["foreground_iou"], loss["background_iou"]
-                return match_anchors(all_anchors, boxes, mask, *limits)
-            count = loss["atss_candidates"]
-            return match_anchors_atss(pyramid, self.levels, self.image_size, boxes, mask, count)
+        loss = dict(self.loss)
+        all_anchors = jnp.asarray(np.concatenate(self.anchors()))
 
         def of_image(outputs, boxes, labels, scores, mask):
             parts = retinanet_loss(
-                outputs.class_logits, outputs.box_offsets, all_anchors, match(boxes, mask),
+                outputs.class_logits, outputs.box_offsets, all_anchors, self.match(boxes, mask),
                 boxes, labels, scores, class_loss=loss["class_loss"], alpha=loss["alpha"],
                 gamma=loss["gamma"], box_loss=loss["box"],
             )._asdict()  # fmt: skip

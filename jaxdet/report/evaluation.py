@@ -1,0 +1,277 @@
+"""The page about an evaluation: `report.html`."""
+
+import json
+import math
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from jaxdet import curves, errors, metrics
+from jaxdet.boxes import BoxTable
+from jaxdet.dataset import Dataset
+from jaxdet.report import films, plots
+from jaxdet.report.page import render
+from jaxdet.scores import IOU_THRESHOLD, NO_FINDING, Case
+
+# What the kinds of errors mean, for people; see `errors.classify`.
+MEANINGS = {
+    "wrong class": "the place is right, the name is not",
+    "poor box": "right name, overlap too small",
+    "both": "near a finding of another name, overlap too small",
+    "duplicate": "a finding that was found already",
+    "background": "nothing is there",
+    "missed": "a finding that no detection comes near",
+}
+
+
+def evaluation_page(
+    case: Case,
+    scores: dict[str, Any],
+    *,
+    title: str,
+    dataset: Dataset | None = None,
+    other: BoxTable | None = None,
+    history: Sequence[dict[str, Any]] = (),
+    about: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    bootstrap_samples: int = 0,
+) -> str:
+    """The HTML of `report.html`; sections that there is nothing for are left out.
+
+    Args:
+        scores: as `case.summarize` gives them; with the section "against", if there is one.
+        dataset: the images of the case, in that order, to be shown as films.
+        other: detections of the run that it is against, for the films.
+        history: lines of `metrics.jsonl`.
+        about: what was run, by name.
+        config: of the run.
+        bootstrap_samples: for the interval of the area under the ROC.
+    """
+    num_classes = len(case.class_names)
+    findings = bool(np.any(case.truth.labels < num_classes))
+    against = scores.get("against")
+    gallery = None
+    if dataset is not None:
+        score = curves.best_f1_score(case.detections, case.truth, IOU_THRESHOLD, num_classes)
+        name = against["name"] if against else ""
+        gallery = films.gallery(case, dataset, score, other, name)
+        if not gallery["films"]:
+            gallery = None
+    any_finding = _any_finding(case, bootstrap_samples)
+    values = {
+        "title": title,
+        "about": {**(about or {}), **versions()},
+        "config": json.dumps(config, indent=2) if config else "",
+        "scores": scores,
+        "num_boxes": int(np.sum(case.truth.labels < num_classes)),
+        "tiles": _tiles(case, scores, any_finding),
+        "against": against and _against(against, scores),
+        "classes": _classes(case, scores),
+        "curves": _precision_recall(case, scores) if findings else [],
+        "froc": _froc(case, scores) if findings else None,
+        "any_finding": any_finding,
+        "calibration": _calibration(case) if findings else [],
+        "errors": _errors(case) if findings else None,
+        "gallery": gallery,
+        "training": _training(history),
+    }
+    values["sections"] = [
+        (id, name)
+        for id, name, there in (
+            ("against", "Side by side", values["against"]),
+            ("classes", "Classes", True),
+            ("curves", "Precision and recall", values["curves"]),
+            ("froc", "FROC", values["froc"]),
+            ("normal", "Normal or not", any_finding),
+            ("calibration", "Calibration", values["calibration"]),
+            ("errors", "Errors", values["errors"]),
+            ("films", "Films", gallery),
+            ("training", "Training", values["training"]),
+            ("run", "What was run", True),
+        )
+        if there
+    ]
+    return render("report.html", **values)
+
+
+def versions() -> dict[str, str]:
+    """Of what computes, as they are installed."""
+    names = ("jaxdet", "jax", "jaxlib", "flax", "optax", "numpy")
+    there = {distribution.metadata["Name"] for distribution in metadata.distributions()}
+    found = [f"{name} {metadata.version(name)}" for name in names if name in there]
+    return {"versions": ", ".join([f"Python {platform.python_version()}", *found])}
+
+
+def _tiles(case, scores, any_finding) -> list[dict]:
+    intervals = scores.get("95% interval", {})
+    means = [name for name in scores if name.startswith("mAP")]
+    hints = {f"mAP@{IOU_THRESHOLD:g}": f"mean over classes, “{NO_FINDING}” too"}
+    hints[f"mAP{len(case.class_names)}@{IOU_THRESHOLD:g}"] = "findings alone"
+    tiles = [
+        {"name": name, "value": scores[name], "interval": intervals.get(name),
+         "hint": hints.get(name, "")}
+        for name in means
+    ]  # fmt: skip
+    if any_finding:
+        tiles.append(
+            {"name": "AUC", "value": any_finding["area"], "interval": any_finding["interval"],
+             "hint": "normal or not"}
+        )  # fmt: skip
+    return tiles
+
+
+def _top(values: Sequence[float | None]) -> float:
+    """The right end of a bar chart: the next tenth."""
+    largest = max([value for value in values if value is not None], default=0)
+    return max(math.ceil(largest * 10 - 1e-9), 1) / 10
+
+
+def _classes(case, scores) -> dict:
+    counts = np.bincount(case.truth.labels, minlength=len(case.class_names) + 1)
+    intervals = scores.get("95% interval", {}).get("AP", {})
+    top = _top([*scores["AP"].values(), *[ends[1] for ends in intervals.values() if ends]])
+    rows = [
+        {"name": name, "count": int(count), "ap": ap, "interval": intervals.get(name)}
+        for (name, ap), count in zip(scores["AP"].items(), counts, strict=True)
+    ]
+    # The best first; "No finding", which is scored by image, after all others.
+    *found, normal = rows
+    found.sort(key=lambda row: -1 if row["ap"] is None else row["ap"], reverse=True)
+    return {"rows": [*found, normal], "top": top}
+
+
+def _judged(case) -> list[tuple]:
+    """(scores, is_true, num_truth) of the detections of each class."""
+    is_true, _ = metrics.true_positives(case.detections, case.truth, IOU_THRESHOLD)
+    counts = np.bincount(case.truth.labels, minlength=len(case.class_names) + 1)
+    result = []
+    for label, count in enumerate(counts):
+        mine = case.detections.labels == label
+        result.append((case.detections.scores[mine], is_true[mine], count))
+    return result
+
+
+def _precision_recall(case, scores) -> list[dict]:
+    result = []
+    names = scores["AP"].items()
+    for (name, ap), (score, is_true, count) in zip(names, _judged(case), strict=True):
+        if count:
+            recall, precision = curves.precision_recall(score, is_true, count)
+            plot = plots.small_precision_recall(f"Precision and recall, {name}", recall, precision)
+            result.append({"name": name, "ap": ap, "plot": plot, "recall": recall.max(initial=0)})
+    return sorted(result, key=lambda row: -row["ap"])
+
+
+def _froc(case, scores) -> dict:
+    *of_classes, _ = _judged(case)
+    num_images = len(case.ids)
+    single = [curves.froc(*judged, num_images) for judged in of_classes if judged[2]]
+    together = [np.concatenate(column) for column in list(zip(*of_classes, strict=True))[:2]]
+    pooled = curves.froc(*together, sum(judged[2] for judged in of_classes), num_images)
+    froc = scores["FROC"]
+    rates = ["1/8", "1/4", "1/2", *(f"{rate:g}" for rate in metrics.FALSE_POSITIVES[3:])]
+    rows = [("all findings", froc["recall"])]
+    rows += [(name, recall) for name, recall in froc["recall_by_class"].items() if recall]
+    plot = plots.froc("FROC", pooled, single)
+    return {"plot": plot, "rates": rates, "rows": rows}
+
+
+def _any_finding(case, bootstrap_samples) -> dict | None:
+    scores, abnormal = curves.any_finding(
+        case.detections, case.truth, len(case.ids), len(case.class_names)
+    )
+    roc = curves.roc(scores, abnormal)
+    if roc is None:
+        return None
+    ends = None
+    if bootstrap_samples:
+        areas = curves.bootstrap_roc_area(scores, abnormal, bootstrap_samples)
+        ends = list(metrics.percentile_interval(areas))
+    sensitivity = roc.true_positive_rate[roc.false_positive_rate <= 0.1].max()
+    return {
+        "area": roc.area,
+        "interval": ends,
+        "sensitivity": sensitivity,
+        "normal": int((~abnormal).sum()),
+        "abnormal": int(abnormal.sum()),
+        "roc": plots.curve(
+            "ROC of any finding", roc.false_positive_rate, roc.true_positive_rate,
+            ("1 - specificity", "sensitivity"), diagonal=True,
+        ),
+        "separation": plots.separation(
+            "Scores of normal and abnormal images", scores[~abnormal], scores[abnormal]
+        ),
+    }  # fmt: skip
+
+
+def _calibration(case) -> list[dict]:
+    """Of the boxes, and of "any finding" for images; none where scores are no probabilities."""
+    num_classes = len(case.class_names)
+    is_true, _ = metrics.true_positives(case.detections, case.truth, IOU_THRESHOLD)
+    boxes = case.detections.labels < num_classes
+    images, abnormal = curves.any_finding(case.detections, case.truth, len(case.ids), num_classes)
+    result = []
+    for name, what, scores, held in (
+        ("boxes", "share that hit", case.detections.scores[boxes], is_true[boxes]),
+        ("images", "share with findings", images, abnormal),
+    ):
+        if len(scores) and scores.min() >= 0 and scores.max() <= 1:
+            bins = curves.calibration(scores, held)
+            plot = plots.calibration(f"Calibration of {name}", bins, what)
+            result.append({"name": name, "plot": plot, "error": bins.error, "count": len(scores)})
+    return result
+
+
+def _errors(case) -> dict:
+    now, costs = errors.costs(case.detections, case.truth, IOU_THRESHOLD, len(case.class_names))
+    rows = [{**cost._asdict(), "meaning": MEANINGS[cost.name]} for cost in costs]
+    rows.sort(key=lambda row: -row["gain"])
+    return {"now": now, "rows": rows, "top": _top([row["mean_average_precision"] for row in rows])}
+
+
+def _against(against, scores) -> dict:
+    """Rows of a table of differences; the widest end of an interval is the end of the bars."""
+    rows = []
+    for place in ("means", "AP"):
+        mine, theirs, difference, sure = (
+            section if place == "means" else section["AP"]
+            for section in (scores, against["scores"], against["difference"],
+                            against["95% interval"])
+        )  # fmt: skip
+        rows += [
+            {"name": name, "mine": mine[name], "theirs": theirs[name], "difference": value,
+             "interval": sure[name], "mean": place == "means"}
+            for name, value in difference.items()
+            if name != "AP" and value is not None
+        ]  # fmt: skip
+    ends = [abs(x) for row in rows for x in (row["interval"] or [row["difference"]])]
+    return {
+        "name": against["name"],
+        "rows": rows,
+        "top": max([*ends, 0.01]),
+        "images": against["images"],
+        "intervals": any(row["interval"] for row in rows),
+    }
+
+
+def _training(history) -> list:
+    """Charts of what was logged: losses, the score, learning rate."""
+
+    def series(*names):
+        found = {}
+        for name in names:
+            points = [(line["step"], line[name]) for line in history
+                      if isinstance(line.get(name), int | float)]  # fmt: skip
+            if len(points) > 1:
+                found[name] = tuple(zip(*points, strict=True))
+        return found
+
+    charts = [
+        ("Losses", series("class_loss", "box_loss") or series("loss"), "loss"),
+        ("Score", series(f"mAP@{IOU_THRESHOLD:g}"), f"mAP@{IOU_THRESHOLD:g}"),
+        ("Learning rate", series("learning_rate"), "learning rate"),
+    ]
+    return [(name, plots.lines(name, found, label)) for name, found, label in charts if found]
