@@ -91,6 +91,13 @@ def test_black_borders():
     assert survey.black_border(picture * 0) == 1
 
 
+def test_many_negatives_are_found_among_as_many_films(dataset):
+    pixels = decode_all(dataset, 128, "test")
+    pixels[:6] = 255 - pixels[:6]  # a fifth
+    assert survey.find_inverted(pixels) == list(range(6))
+    assert survey.find_inverted(pixels[:1]) == []  # nothing to compare it with
+
+
 def changed(pixels):
     """The same film saved anew: another brightness and contrast, and as JPEG."""
     file = io.BytesIO()

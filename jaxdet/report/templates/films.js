@@ -138,7 +138,8 @@ function setUp(gallery) {
   const cards = data.films.map((film) => {
     const card = make(films, "figure", { class: "film" });
     const button = make(card, "button", { type: "button", title: "larger or smaller" });
-    button.style.aspectRatio = `${film.width} / ${film.height}`;
+    button.style.aspectRatio = film.width / film.height;
+    button.style.setProperty("--ratio", film.width / film.height);
     make(button, "img", { src: film.src, alt: `film ${film.id}` });
     const svg = button.appendChild(document.createElementNS(SVG, "svg"));
     make(card, "figcaption", { class: "id", title: film.id }, film.id);
