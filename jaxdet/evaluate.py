@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,15 @@ class Evaluator:
         self.row = {int(image): row for row, image in enumerate(mine)}
         self.detections = self.table = None
 
-    def score(self, weights: dict[str, nnx.State], bootstrap_samples: int = 0) -> dict:
-        """Detect and score; see `scores.summarize`."""
+    def score(
+        self,
+        weights: dict[str, nnx.State],
+        bootstrap_samples: int = 0,
+        between: Callable[[], None] = lambda: None,
+    ) -> dict:
+        """Detect and score, see `scores.summarize`; `between` is called after each batch."""
         self.detections = self.detector.detect_all(
-            weights, lambda i: self.images[self.row[i]], len(self.dataset)
+            weights, lambda i: self.images[self.row[i]], len(self.dataset), between
         )
         self.table = inference.to_table(
             self.detections,
