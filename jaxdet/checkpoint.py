@@ -197,8 +197,8 @@ def _first_line(error: Exception) -> str:
     """What an error says; of TensorStore's long ones, what the system said."""
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "..."
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = (
 )
 # What one test has compiled another need not, in this process or in one that it starts.
 CACHE = tempfile.TemporaryDirectory(prefix="jaxdet-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from jaxtyping import install_import_hook

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import retina
-from jaxdet import InputError, inference, parallel, splits, train, train_step
+from jaxdet import InputError, checkpoint, inference, parallel, splits, train, train_step
 from jaxdet import config as configs
 from jaxdet.batches import Targets, decode_all, make_targets, training_batches
 from jaxdet.dataset import open_dataset
@@ -38,22 +38,36 @@ def batches(config, sets):
     return training_batches(config, sets[0], targets, slice(None))
 
 
-def test_four_devices_give_the_loss_and_the_parameters_of_one(config, batches):
+def test_four_devices_give_the_loss_and_the_parameters_of_one(config, batches, tmp_path):
+    """And one goes on from what four have saved."""
     # Adam divides by the gradient's size: where that is noise, the updates would differ.
     config.train.update({"optimizer": "sgd", "learning_rate": 0.02})
     results = []
-    for num_devices in (1, 4):
+    for num_devices in (4, 1):
         step, state, mesh = setup(config, num_devices)
         losses = []
         for i in range(2):
             state, metrics = step(state, parallel.shard_batch(batches[i], mesh))
             losses.append(float(metrics["loss"]))
+            if num_devices == 4 and i == 0:
+                saved = jax.device_get(state)
+                with checkpoint.open_manager(tmp_path, {}) as manager:
+                    checkpoint.save(manager, 1, **state.to_items())
         assert len(state.step.sharding.device_set) == num_devices
         results.append((losses, jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))))
-    (one_loss, one), (four_loss, four) = results
+    (four_loss, four), (one_loss, one) = results
     np.testing.assert_allclose(one_loss, four_loss, rtol=1e-4)
     for a, b in zip(one, four, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+    abstract = checkpoint.abstract_of(state, parallel.replicated(mesh))
+    with checkpoint.open_manager(tmp_path) as manager:
+        items, _ = checkpoint.restore_newest(manager, **abstract.to_items())
+    state = train_step.TrainState.from_items(items)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), saved)
+    assert len(state.step.sharding.device_set) == 1
+    _, metrics = step(state, parallel.shard_batch(batches[1], mesh))
+    np.testing.assert_allclose(metrics["loss"], four_loss[1], rtol=1e-4)
 
 
 def test_bfloat16_computes_nearly_the_same_and_keeps_a_float32_state(config, batches):
