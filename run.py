@@ -6,13 +6,14 @@ python run.py --config=configs/phantom.py --workdir=runs/phantom
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxdet import InputError
+from jaxdet import InputError, signals
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -32,25 +33,24 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("against", None, "evaluate: another workdir; score: another submission.")
 flags.DEFINE_string("report", None, "score: an HTML file to write a report to.")
-flags.DEFINE_boolean("distributed", False, "One of several processes (a TPU pod, a GPU cluster).")
+flags.DEFINE_string("replay", None, "train: a skipped_batch.npz whose step is made again.")
+# Of several processes; SLURM, Open MPI, TPUs and Kubernetes need none of these.
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; each process is given the same.")
+flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+flags.DEFINE_boolean("distributed", False, "Insist on several: an error where none are announced.")
 # The flags that each mode uses.
-RUN = {"mode", "config", "workdir", "distributed"}
+PROCESSES = ("coordinator", "num_processes", "process_id", "distributed")
+RUN = {"mode", "config", "workdir", *PROCESSES}
 MODES = {
-    "train": RUN,
+    "train": RUN | {"replay"},
     "evaluate": RUN | {"checkpoint", "ground_truth", "against"},
     "predict": RUN | {"checkpoint", "images", "meta", "invert", "output"},
-    "score": {
-        "mode",
-        "annotations",
-        "submission",
-        "ground_truth",
-        "bootstrap",
-        "against",
-        "report",
-    },
+    "score": {"mode", "annotations", "submission", "ground_truth", "bootstrap", "against",
+              "report"},
     "crossval": RUN,
     "inspect": RUN,
-}
+}  # fmt: skip
 OWN = set().union(*MODES.values())
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
@@ -189,12 +189,15 @@ def open_data(config: ConfigDict):
 
 def train() -> None:
     """Train, evaluate, and predict the test split where there is one."""
-    from jaxdet import splits, workdir
+    from jaxdet import replay, splits, workdir
     from jaxdet.dataset import read_split
     from jaxdet.predict import split_pictures
     from jaxdet.train import train
 
     config, folder = checked_config(), path("workdir", True)
+    if kept := path("replay"):
+        replay.replay(config, folder, kept)
+        return
     builder = open_data(config)
     dataset = read_split(builder, "train")
     sets = splits.train_and_eval(config.data, builder, dataset)
@@ -365,31 +368,30 @@ def main() -> None:
     if FLAGS.mode != "score":
         import jax
 
-        if FLAGS.distributed:
-            jax.distributed.initialize()
+        from jaxdet import parallel
+
+        parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
         # Compiling takes longer than a short run: keep what was compiled.
         if not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/jaxdet"))
-    {
-        "train": train,
-        "evaluate": evaluate,
-        "predict": predict,
-        "score": score,
-        "crossval": crossval,
-        "inspect": inspect,
-    }[FLAGS.mode]()
+    globals()[FLAGS.mode]()  # each mode is the function of its name
 
 
 def run(argv: list[str]) -> int:
     """The exit code of a command line."""
     try:
-        parse(argv)
-        main()
+        with signals.caught():
+            parse(argv)
+            main()
     except InputError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except signals.Stopped as stop:
+        if not FLAGS.is_parsed() or FLAGS.mode not in ("train", "crossval"):
+            return 128 + stop.number
+        where = "what was saved last" if stop.step is None else f"step {stop.step}, which is saved"
+        print(f"run.py: {stop.name}: the same command goes on from {where}", file=sys.stderr)
+        return 0 if stop.number == signal.SIGTERM else 130
     return 0
 
 

@@ -93,6 +93,7 @@ def get_config(size: str = "256") -> ConfigDict:
     train.weight_decay = 0.05  # decoupled for adamw, added to the gradient for sgd
     train.warmup_steps = 500
     train.clip_norm = 5.0  # of the gradient
+    train.max_skipped_steps = 20  # in a row, as the loss or gradient is not finite: it then stops
     train.ema_decay = 0.999  # of the exponential moving average of the parameters, per step
     train.log_every = 50  # steps
     train.checkpoint_every = 1_000  # steps; and before each evaluation

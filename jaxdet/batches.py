@@ -119,6 +119,7 @@ def training_batches(
             "labels": targets.labels[chosen],
             "scores": targets.scores[chosen],
             "mask": targets.mask[chosen],
+            "image": chosen,  # its position in the dataset
         }
 
     return stream.batch(config.train.batch_size).map(load)

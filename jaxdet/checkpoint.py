@@ -1,10 +1,16 @@
 """Orbax checkpoints of a run: the two newest, and the best."""
 
+import contextlib
 import logging
+import os
+import re
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdet import InputError
@@ -44,9 +50,11 @@ def open_manager(workdir: Path, scores: dict[int, float] | None = None) -> ocp.C
     Raises:
         InputError: if there are none to read, or nothing can be written there.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each step of a save
+    # Orbax reports each step of a save, and an error from each thread that it passes through.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     directory = workdir.absolute() / "checkpoints"
     handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
+    handlers["checksums"] = ocp.JsonCheckpointHandler()
     if scores is None:
         if not directory.is_dir():
             raise InputError(f"no checkpoints in {directory}: train first, or name a --workdir")
@@ -64,9 +72,50 @@ def open_manager(workdir: Path, scores: dict[int, float] | None = None) -> ocp.C
 
 
 def save(manager: ocp.CheckpointManager, step: int, **items: Any) -> None:
-    """Save pytrees by name at a step."""
+    """Save pytrees by name at a step, in the background: see `check` and `wait`.
+
+    Raises:
+        InputError: if the save before it has failed.
+    """
+    check(manager)
+    # Every device has the whole of it, so the host can write it: for the arrays of several devices
+    # Orbax would cut each array into as many parts, one by one.
+    items = jax.device_get(items)
+    # It notices what is cut short, but not a flipped bit in the numbers.
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-    manager.save(step, args=ocp.args.Composite(**args))
+    args["checksums"] = ocp.args.JsonSave({k: _checksums(v) for k, v in items.items()})
+    with _naming(manager):
+        manager.save(step, args=ocp.args.Composite(**args), force=True)
+
+
+def check(manager: ocp.CheckpointManager) -> None:
+    """Raise InputError if a save in the background has failed, since the disk is full, say."""
+    with _naming(manager):
+        if not manager.is_saving_in_progress():
+            manager.wait_until_finished()  # which raises what it ended with
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Wait for the save in the background.
+
+    Raises:
+        InputError: if it has failed.
+    """
+    with _naming(manager):
+        manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _naming(manager: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever Orbax or the file system runs into
+        kept = max(manager.all_steps(), default=None)
+        raise InputError(
+            f"cannot save a checkpoint in {manager.directory}: {_first_line(error)}; "
+            + ("none is kept" if kept is None else f"that of step {kept} is kept")
+            + ": mend that, and give the same command"
+        ) from error
 
 
 def find_step(manager: ocp.CheckpointManager, which: str, scores: dict[int, float]) -> int:
@@ -99,6 +148,7 @@ def restore(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> dict[
     """
     where = f"checkpoint {step} in {manager.directory}"
     args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+    args["checksums"] = ocp.args.JsonRestore()
     try:
         saved = manager.item_metadata(step)
         theirs = {name: _shapes(saved[name].tree) for name in abstract}
@@ -114,8 +164,14 @@ def restore(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> dict[
                 )
     try:
         restored = manager.restore(step, args=ocp.args.Composite(**args))
+        expected = {name: restored["checksums"][name] for name in abstract}
     except Exception as error:
         raise Unreadable(f"{where} cannot be read: {_first_line(error)}") from error
+    for name in abstract:
+        found = _checksums(restored[name])
+        for path in found:
+            if found[path] != expected[name].get(path):
+                raise Unreadable(f"{where} is damaged: {path} is not as it was saved")
     return {name: restored[name] for name in abstract}
 
 
@@ -138,14 +194,28 @@ def restore_newest(manager: ocp.CheckpointManager, **abstract: Any) -> tuple[dic
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """What an error says; of TensorStore's long ones, what the system said."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "..."
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    """Of each array, by its path: CRC-32 of its bytes."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): zlib.crc32(
+            np.ascontiguousarray(leaf)
+        )
         for path, leaf in leaves
     }
 

@@ -15,7 +15,7 @@ POSITIVE = (
     "model.backbone.width", "model.fpn_channels", "model.head_channels", "model.anchor_scales",
     "model.aspect_ratios", "model.num_scales", "model.num_ratios", "loss.atss_candidates",
     "train.steps", "train.batch_size", "train.learning_rate", "train.clip_norm",
-    "train.log_every", "train.checkpoint_every", "train.evaluate_every",
+    "train.log_every", "train.checkpoint_every", "train.evaluate_every", "train.max_skipped_steps",
     "inference.pre_nms_top_k", "inference.max_detections", "evaluation.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
@@ -33,7 +33,7 @@ CHOICES = {**models.CHOICES, "train.optimizer": ("adamw", "sgd")}
 # What may differ from the run's, since it does not change what the run is.
 FREE = (
     "data.dir", "data.cache", "data.num_workers", "data.eval_split", "inference.", "evaluation.",
-    "train.log_every", "train.checkpoint_every", "train.evaluate_every",
+    "train.log_every", "train.checkpoint_every", "train.evaluate_every", "train.max_skipped_steps",
 )  # fmt: skip
 
 

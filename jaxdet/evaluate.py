@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,11 +54,16 @@ class Evaluator:
         self.row = {int(image): row for row, image in enumerate(mine)}
         self.table, self.seconds = None, 0.0
 
-    def score(self, weights: dict[str, nnx.State], bootstrap_samples: int = 0) -> dict:
-        """Detect and score; see `scores.summarize`."""
+    def score(
+        self,
+        weights: dict[str, nnx.State],
+        bootstrap_samples: int = 0,
+        between: Callable[[], None] = lambda: None,
+    ) -> dict:
+        """Detect and score, see `scores.summarize`; `between` is called after each batch."""
         start = time.perf_counter()
         detections = self.detector.detect_all(
-            weights, lambda i: self.images[self.row[i]], len(self.dataset)
+            weights, lambda i: self.images[self.row[i]], len(self.dataset), between
         )
         self.seconds = time.perf_counter() - start
         self.table = inference.to_table(

@@ -55,11 +55,13 @@ class Detector:
         weights: dict[str, nnx.State],
         load: Callable[[int], UInt8[np.ndarray, "h w"]],
         num_images: int,
+        between: Callable[[], None] = lambda: None,
     ) -> Detections:
         """Detections of all images, on the host.
 
         Args:
             load: gives image i at the model's size; each process asks for its own share.
+            between: called after each batch, such as to stop.
         """
         batch_size = self.config.evaluation.batch_size
         black = np.zeros((self.config.data.image_size,) * 2, np.uint8)
@@ -68,6 +70,7 @@ class Detector:
             batch = np.stack([black if i < 0 else load(int(i)) for i in positions])
             images = parallel.shard_batch({"images": batch}, self.mesh)["images"]
             parts.append(jax.device_get(self.detect(weights, images)))
+            between()
         return jax.tree.map(lambda *x: np.concatenate(x)[:num_images], *parts)
 
 

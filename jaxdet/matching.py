@@ -42,6 +42,14 @@ def match_anchors(
     return jnp.where(ties, best_box, match)
 
 
+def count_unmatched(matches: Int[Array, "anchors"], mask: Bool[Array, "boxes"]) -> Int[Array, ""]:
+    """How many boxes no anchor answers for; `matches` as `match_anchors` gives them."""
+    nobody = len(mask)
+    index = jnp.where(matches >= 0, matches, nobody)
+    matched = jnp.zeros(nobody + 1, bool).at[index].set(True)[:nobody]
+    return (mask & ~matched).sum()
+
+
 def nearest_locations(
     points: Float[Array, "points 2"], rows: int, columns: int, stride: int, count: int
 ) -> Int[Array, "points count"]:

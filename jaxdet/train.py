@@ -1,6 +1,5 @@
 """Training: one loop that reads from top to bottom."""
 
-import math
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxdet import InputError, anchors, checkpoint, images, parallel, workdir
+from jaxdet import InputError, anchors, checkpoint, images, parallel, replay, signals, workdir
 from jaxdet import config as configs
 from jaxdet.batches import Targets, decode_all, make_targets, read_ahead, training_batches
 from jaxdet.dataset import Dataset, fingerprint_of_ids
@@ -111,8 +110,8 @@ def train(
                 state = with_pretrained_weights(state, Path(config.model.init_from), mesh)
         else:
             abstract = checkpoint.abstract_of(abstract, parallel.replicated(mesh))
-            items, newest = checkpoint.restore_newest(manager, **to_items(abstract))
-            state = from_items(items)
+            items, newest = checkpoint.restore_newest(manager, **abstract.to_items())
+            state = TrainState.from_items(items)
             for step in manager.all_steps():
                 if step > newest:  # unreadable
                     manager.delete(step)
@@ -124,13 +123,18 @@ def train(
         log = workdir.open_log(folder, first)
         evaluator = Evaluator(detector, eval_set)
 
+        def stop_if_asked():
+            if number := agree(signals.asked()):
+                raise signals.Stopped(number)
+
         def evaluate(step):
-            scores = evaluator.score(state.weights())
+            scores = evaluator.score(state.weights(), between=stop_if_asked)
             scores_by_step[step] = scores[workdir.METRIC]
             log(step, {k: v for k, v in scores.items() if k == "AP" or isinstance(v, float)})
             progress.write(f"step {step}: {workdir.METRIC} {scores[workdir.METRIC]:.3f}")
 
-        # The loop.
+        # The loop. In it a signal waits for the end of a step, and for its checkpoint.
+        agree = parallel.make_agree(mesh)
         if first < config.train.steps:
             batches = training_batches(config, train_set, targets, parallel.local_rows(batch_size))
             stream = read_ahead(batches, first, config.data.num_workers)
@@ -141,33 +145,36 @@ def train(
             smoothing=0,  # steps are handed out ahead of their end, so only the average says when
             disable=None if jax.process_index() == 0 else True,
         )
-        if evaluates(config, first) and first not in scores_by_step:
-            evaluate(first)  # stopped between a checkpoint and its evaluation
-        since, since_step = time.perf_counter(), first
-        for step in range(first + 1, config.train.steps + 1):
-            state, metrics = step_fn(state, parallel.shard_batch(next(stream), mesh))
-            progress.update()
-            saves = evaluates(config, step) or step % config.train.checkpoint_every == 0
+        with signals.held(), progress:
+            if evaluates(config, first) and first not in scores_by_step:
+                evaluate(first)  # stopped between a checkpoint and its evaluation
+            since, since_step = time.perf_counter(), first
+            for step in range(first + 1, config.train.steps + 1):
+                state, metrics = step_fn(state, parallel.shard_batch(next(stream), mesh))
+                progress.update()
+                saves = evaluates(config, step) or step % config.train.checkpoint_every == 0
 
-            if step % config.train.log_every == 0 or saves:
-                values = {name: float(value) for name, value in metrics.items()}
-                if not math.isfinite(values["loss"]):
-                    raise InputError(
-                        f"the loss is {values['loss']} at step {step}: "
-                        "lower config.train.learning_rate or config.train.clip_norm"
-                    )
-                rate = (step - since_step) * batch_size / (time.perf_counter() - since)
-                log(step, {**values, "images_per_second": rate})
-                progress.set_postfix_str(f"loss={values['loss']:.3f}, {rate:.0f} images/s")
-                since, since_step = time.perf_counter(), step
+                if step % config.train.log_every == 0 or saves:
+                    checkpoint.check(manager)
+                    values = {k: v.item() for k, v in jax.device_get(metrics).items()}
+                    rate = (step - since_step) * batch_size / (time.perf_counter() - since)
+                    log(step, {**values, "images_per_second": rate})
+                    progress.set_postfix_str(f"loss={values['loss']:.3f}, {rate:.0f} images/s")
+                    since, since_step = time.perf_counter(), step
+                    if values["skipped_in_a_row"] >= config.train.max_skipped_steps:
+                        checkpoint.save(manager, step, **state.to_items())
+                        raise replay.failure(config, train_set, targets, folder, step, values)
 
-            # Saved before it is scored: an evaluation may fail, and weights took longer.
-            if saves:
-                checkpoint.save(manager, step, **to_items(state))
-            if evaluates(config, step):
-                evaluate(step)
-                since, since_step = time.perf_counter(), step
-        progress.close()
+                # Saved before it is scored: an evaluation may fail, and weights took longer.
+                number = agree(signals.asked())
+                if saves or number:
+                    checkpoint.save(manager, step, **state.to_items())
+                if number:
+                    raise signals.Stopped(number, step)
+                if evaluates(config, step):
+                    evaluate(step)
+                    since, since_step = time.perf_counter(), step
+            checkpoint.wait(manager)
     if evaluator.table is None:  # nothing was left to do
         evaluator.score(state.weights())
     evaluator.write(folder, int(state.step))
@@ -240,21 +247,3 @@ def with_pretrained_weights(state: TrainState, file: Path, mesh: jax.sharding.Me
     # Copied, as a donated state must not hold one array twice.
     ema_params: nnx.State = jax.tree.map(jnp.copy, params)
     return state._replace(params=params, ema_params=ema_params, batch_stats=batch_stats)
-
-
-def to_items(state: TrainState) -> dict:
-    """The state as the two items of a checkpoint: what inference reads, and the rest."""
-    training = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-    return {"weights": state.weights(), "training": training}
-
-
-def from_items(items: dict) -> TrainState:
-    """The inverse of `to_items`."""
-    weights, training = items["weights"], items["training"]
-    return TrainState(
-        training["step"],
-        training["params"],
-        weights["batch_stats"],
-        training["opt_state"],
-        weights["params"],
-    )

@@ -23,10 +23,24 @@ class TrainState(NamedTuple):
     batch_stats: nnx.State
     opt_state: optax.OptState
     ema_params: nnx.State  # exponential moving average: what is evaluated and kept as "weights"
+    skipped_steps: jax.Array  # steps whose loss or gradient was not finite, and
+    skipped_in_a_row: jax.Array  # those since the last that was
 
     def weights(self) -> dict[str, nnx.State]:
         """What inference needs."""
         return {"params": self.ema_params, "batch_stats": self.batch_stats}
+
+    def to_items(self) -> dict[str, dict]:
+        """The two items of a checkpoint: what inference needs, and the rest."""
+        rest = self._asdict()
+        del rest["ema_params"], rest["batch_stats"]
+        return {"weights": self.weights(), "training": rest}
+
+    @classmethod
+    def from_items(cls, items: dict[str, dict]) -> "TrainState":
+        """The inverse of `to_items`."""
+        weights, rest = items["weights"], items["training"]
+        return cls(ema_params=weights["params"], batch_stats=weights["batch_stats"], **rest)
 
 
 def make_schedule(config: ConfigDict) -> optax.Schedule:
@@ -107,12 +121,31 @@ def make_train_step(
         # A young average follows closely, or it would remember the random start for long.
         decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        gradient_norm = optax.tree.norm(grads)
+        # What is not finite would stay for ever: such a step changes nothing, and is counted.
+        finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(gradient_norm)
+        changed = {
+            "params": params,
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+            "ema_params": ema_params,
+        }
+        before = {name: getattr(state, name) for name in changed}
+        after = TrainState(
+            step=state.step + 1,
+            **jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, before),
+            skipped_steps=state.skipped_steps + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
         metrics = {
             **losses,
-            "gradient_norm": optax.tree.norm(grads),
-            "learning_rate": make_schedule(config.train)(state.step),
+            "gradient_norm": gradient_norm,
+            # The optimiser counts the steps that it has made.
+            "learning_rate": make_schedule(config.train)(state.step - state.skipped_steps),
+            "skipped_steps": after.skipped_steps,
+            "skipped_in_a_row": after.skipped_in_a_row,
         }
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params), metrics
+        return after, metrics
 
     return train_step
 
@@ -142,6 +175,8 @@ def compile_training(
             opt_state=optimizer.init(params),
             # Copied, as a donated state must not hold one array twice.
             ema_params=jax.tree.map(jnp.copy, params),
+            skipped_steps=jnp.zeros((), jnp.int32),
+            skipped_in_a_row=jnp.zeros((), jnp.int32),
         )
 
     replicated = parallel.replicated(mesh)

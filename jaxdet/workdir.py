@@ -5,6 +5,7 @@ All of it is written by process 0 alone, whole or not at all.
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # or a crash of the machine leaves the name with nothing in it
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
@@ -102,13 +106,25 @@ def open_log(workdir: Path, step: int) -> Callable[[int, dict[str, Any]], None]:
     events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def log(step, values):
-        with path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             nested = value if isinstance(value, dict) else {"": value}
             for key, number in nested.items():
-                if number is not None:
+                if number is not None and math.isfinite(number):
                     events.add_scalar(f"{name}/{key}".removesuffix("/"), number, step)
         events.flush()
+        # Last, and on the disk before a checkpoint is: who goes on takes what is here for logged.
+        values = {name: None if _not_finite(value) else value for name, value in values.items()}
+        line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+        try:
+            with path.open("a") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
 
     return log
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -5,6 +5,9 @@ import gc
 import io
 import os
 import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
 
 # Compiling takes longer than running such small networks: not much of it.
 os.environ["XLA_FLAGS"] = (

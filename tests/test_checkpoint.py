@@ -1,5 +1,8 @@
+import random
+import resource
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -64,6 +67,72 @@ def test_one_that_cannot_be_read_is_reported_and_the_one_before_is_used(folder, 
                 cut(path)
         with pytest.raises(InputError, match="no checkpoint in .* can be read"):
             checkpoint.restore_newest(manager, **ABSTRACT)
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    """Orbax notices those in its own tables; in the numbers, only the checksums do."""
+    x = np.random.default_rng(0).random(1000)
+    saved = {"weights": {"x": x}, "training": {"y": np.zeros(2)}}
+    with checkpoint.open_manager(tmp_path, {}) as manager:
+        checkpoint.save(manager, 1, **saved)
+    rng, damaged = random.Random(0), 0
+    for path in sorted(p for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        for _ in range(3):
+            flipped = bytearray(content)
+            flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            path.write_bytes(flipped)
+            with checkpoint.open_manager(tmp_path) as manager:
+                try:
+                    items = checkpoint.restore(manager, 1, **saved)
+                except checkpoint.Unreadable as error:
+                    damaged += "x is not as it was saved" in str(error)
+                else:
+                    jax.tree.map(np.testing.assert_array_equal, items, saved)
+        path.write_bytes(content)
+    assert damaged
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8, 1.0])
+def test_one_that_was_half_deleted_does_no_harm(folder, share):
+    """Killed while the oldest was deleted: the next save deletes the rest."""
+    oldest, scores = folder / "checkpoints/2", {4: 0.3}
+    paths = sorted(oldest.rglob("*"), key=lambda path: -len(path.parts))
+    for path in paths[: round(share * len(paths))]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    with checkpoint.open_manager(folder, scores) as manager:
+        assert checkpoint.restore_newest(manager, **ABSTRACT)[1] == 4
+        new = {"weights": {"x": np.full(3, 5)}, "training": {"y": np.zeros(2)}}
+        checkpoint.save(manager, 5, **new)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "5"]
+    with checkpoint.open_manager(folder) as manager:
+        assert checkpoint.restore_newest(manager, **ABSTRACT)[1] == 5
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_is_named(folder):
+    """A file may not grow, as on a full disk: known at the latest as the next one is saved."""
+    large = {
+        "weights": {"x": np.random.default_rng(0).random(200_000)},
+        "training": {"y": np.zeros(2)},
+    }
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        named = "cannot save .*: File too large; that of step 4 is kept"
+        with checkpoint.open_manager(folder, SCORES) as manager:
+            checkpoint.save(manager, 5, **large)
+            with pytest.raises(InputError, match=named):
+                checkpoint.wait(manager)
+            checkpoint.save(manager, 6, **large)
+            with pytest.raises(InputError, match=named):
+                checkpoint.save(manager, 7, **large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with checkpoint.open_manager(folder, SCORES) as manager:
+        assert checkpoint.restore_newest(manager, **ABSTRACT)[1] == 4
+        items = {"weights": {"x": np.full(3, 5)}, "training": {"y": np.zeros(2)}}
+        checkpoint.save(manager, 5, **items)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["2", "4", "5"]
 
 
 def test_one_of_another_model_is_refused_with_the_first_difference(folder):

@@ -8,6 +8,7 @@ from jaxdet.anchors import grid_sizes, pyramid_anchors
 from jaxdet.matching import (
     BACKGROUND,
     IGNORED,
+    count_unmatched,
     match_anchors,
     match_anchors_atss,
     nearest_locations,
@@ -65,6 +66,12 @@ def test_a_box_that_no_anchor_reaches_gets_its_best_ones():
     anchors = jnp.array([[0.0, 0, 10, 10], [0, 0, 20, 20], [50, 50, 60, 60]])
     boxes = jnp.array([[0.0, 0, 4, 4]])
     assert match(anchors, boxes, jnp.array([True])).tolist() == [0, BACKGROUND, BACKGROUND]
+
+
+def test_boxes_that_no_anchor_answers_for_are_counted():
+    matches = jnp.array([BACKGROUND, 2, IGNORED, 2, 0])
+    assert count_unmatched(matches, jnp.array([True, True, True, False])) == 1
+    assert count_unmatched(jnp.array([BACKGROUND, IGNORED]), jnp.array([True, True, False])) == 2
 
 
 def test_a_box_beyond_all_anchors_claims_none():

@@ -131,7 +131,7 @@ def test_losses_are_the_means_of_the_images_and_their_weighted_sum(matching, box
         for name, value in zip(parts, values, strict=True):
             parts[name].append(value)
     got = jit(model.losses)(*given)
-    assert set(got) == {"loss", *parts}
+    assert set(got) == {"loss", *parts, "boxes_without_anchor"}
     for name, values in parts.items():
         np.testing.assert_allclose(got[name], np.mean(values), rtol=1e-5)
     weighted = got["class_loss"] + 2 * got["box_loss"] + 0.5 * got["image_loss"]
@@ -143,7 +143,16 @@ def test_without_an_image_head_there_is_no_image_loss():
     assert model.image_head is None
     outputs, *rest = batch(np.concatenate(model.anchors()))
     got = jit(model.losses)(outputs._replace(image_logits=None), *rest)
-    assert set(got) == {"loss", "class_loss", "box_loss"}
+    assert set(got) == {"loss", "class_loss", "box_loss", "boxes_without_anchor"}
+
+
+def test_boxes_that_teach_nothing_are_counted():
+    """By ATSS a box between the anchors' centres has none; padding is no box."""
+    model = model_of()
+    outputs, boxes, labels, scores, mask = batch(np.concatenate(model.anchors()))
+    boxes = boxes.at[:].set(jnp.array([1.0, 1.0, 3.0, 3.0])).at[0, 0].set([8, 8, 40, 40])
+    got = jit(model.losses)(outputs, boxes, labels, scores, mask)
+    assert int(mask.sum()) == 3 and int(got["boxes_without_anchor"]) == 2
 
 
 def test_detections_of_a_batch_are_those_of_each_image():

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdet import boxes as box_ops
 from jaxdet.anchors import pyramid_anchors
 from jaxdet.losses import image_loss, retinanet_loss
-from jaxdet.matching import match_anchors, match_anchors_atss
+from jaxdet.matching import count_unmatched, match_anchors, match_anchors_atss
 from jaxdet.models.fpn import FPN
 from jaxdet.models.layers import Norm, conv
 from jaxdet.nms import Detections, nms_mask
@@ -220,11 +220,12 @@ class RetinaNet(nnx.Module):
         labels: Int[Array, "batch boxes"],
         scores: Float[Array, "batch boxes"],
         mask: Bool[Array, "batch boxes"],
-    ) -> dict[str, Float[Array, ""]]:
+    ) -> dict[str, Float[Array, ""] | Int[Array, ""]]:
         """Means over the images: "loss", which is to be made small, and what it is the sum of.
 
         The parts are "class_loss", "box_loss" and, with that head, "image_loss", before the weights
-        of `config.loss`.
+        of `config.loss`. "boxes_without_anchor" counts the boxes of all images that teach nothing,
+        since no anchor answers for them.
 
         Args:
             boxes: of the images, in pixels, padded.
@@ -235,20 +236,21 @@ class RetinaNet(nnx.Module):
         all_anchors = jnp.asarray(np.concatenate(self.anchors()))
 
         def of_image(outputs, boxes, labels, scores, mask):
+            matches = self.match(boxes, mask)
             parts = retinanet_loss(
-                outputs.class_logits, outputs.box_offsets, all_anchors, self.match(boxes, mask),
+                outputs.class_logits, outputs.box_offsets, all_anchors, matches,
                 boxes, labels, scores, class_loss=loss["class_loss"], alpha=loss["alpha"],
                 gamma=loss["gamma"], box_loss=loss["box"],
             )._asdict()  # fmt: skip
             if outputs.image_logits is not None:
                 parts["image_loss"] = image_loss(outputs.image_logits, labels, scores, mask)
-            return parts
+            return parts, count_unmatched(matches, mask)
 
-        parts = jax.vmap(of_image)(outputs, boxes, labels, scores, mask)
+        parts, unmatched = jax.vmap(of_image)(outputs, boxes, labels, scores, mask)
         parts = {name: value.mean() for name, value in parts.items()}
         total = parts["class_loss"] + loss["box_weight"] * parts["box_loss"]
         total += loss["image_weight"] * parts.get("image_loss", 0.0)
-        return {"loss": total, **parts}
+        return {"loss": total, **parts, "boxes_without_anchor": unmatched.sum()}
 
     def detections(
         self,

@@ -1,0 +1,114 @@
+"""SIGTERM and SIGINT (Ctrl-C): what runs ends where nothing is lost.
+
+    with signals.caught():               # around a whole command
+        ...                              # a signal raises `Stopped` at once: nothing is to be saved
+        with signals.held():             # around training
+            ...  signals.asked()  ...    # it waits until somebody looks
+
+A second signal ends the process at once, whatever it is doing: files of a run are whole or not
+there, so nothing is harmed but what came after the last checkpoint.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+CAUGHT = (signal.SIGTERM, signal.SIGINT)
+# Schedulers send one to the process and to its parent, which passes it on: that is one.
+SAME_SECONDS = 1.0
+
+_asked = 0  # the signal that came, or 0
+_holding = False
+
+
+class Stopped(BaseException):
+    """A signal ended what ran. No Exception, so that nothing takes it for an error.
+
+    Attributes:
+        number: of the signal.
+        step: that was saved because of it, if one was.
+    """
+
+    def __init__(self, number: int, step: int | None = None):
+        super().__init__(number, step)
+        self.number, self.step = number, step
+
+    @property
+    def name(self) -> str:
+        """Such as "SIGTERM"."""
+        return signal.Signals(self.number).name
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[None]:
+    """For the time of the block, signals raise `Stopped`, or wait (see `held`)."""
+    global _asked
+    _asked = 0
+    before = {number: signal.signal(number, _handle) for number in CAUGHT}
+    # Python's handlers run between two instructions of the main thread, which may be compiling, or
+    # waiting for another machine. A thread hears of a signal at once.
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_the_second, args=(ours,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        theirs.close()
+        _asked = 0
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """For the time of the block, a first signal is only remembered: `asked()` tells of it."""
+    global _holding
+    _raise_if_asked()
+    _holding = True
+    try:
+        yield
+    finally:
+        _holding = False
+    _raise_if_asked()
+
+
+def asked() -> int:
+    """The number of the signal that came, or 0."""
+    return _asked
+
+
+def _raise_if_asked() -> None:
+    if _asked:
+        raise Stopped(_asked)
+
+
+def _handle(number, frame) -> None:
+    global _asked
+    if _asked:  # a second one is for the thread
+        return
+    _asked = number
+    if not _holding:
+        raise Stopped(number)
+
+
+def _end_at_the_second(received: socket.socket) -> None:
+    first = None
+    with received:
+        while number := received.recv(1):
+            now = time.monotonic()
+            if number[0] not in CAUGHT or (first is not None and now - first < SAME_SECONDS):
+                continue
+            if first is not None:
+                os._exit(128 + number[0])
+            first = now
+            if _holding:
+                name = signal.Signals(number[0]).name
+                line = f"{name}: saving after this step; another one ends at once\n"
+                with contextlib.suppress(OSError):
+                    os.write(2, line.encode())
