@@ -9,37 +9,47 @@ import re
 import sys
 from pathlib import Path
 
-import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from jaxdet import InputError
-from jaxdet.config import check
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "The config, such as configs/phantom.py.")
+config_flags.DEFINE_config_file(
+    "config", None, "The config, such as configs/phantom.py; a run in --workdir has its own."
+)
 flags.DEFINE_string("workdir", None, "Where the run keeps what it writes.")
-MODES = ["train", "evaluate", "predict", "score", "crossval"]
-flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 flags.DEFINE_string("checkpoint", "latest", "evaluate, predict: a step, best, or latest.")
-flags.DEFINE_string("images", None, "predict: a file or folder instead of the test split.")
-flags.DEFINE_string("meta", None, "predict: CSV of the original sizes of --images.")
-flags.DEFINE_string("output", None, "predict: where, instead of WORKDIR/submission.csv.")
-flags.DEFINE_string("annotations", None, "score: the readers' boxes, as Kaggle's train.csv.")
-flags.DEFINE_string("submission", None, "score: the file to score.")
+flags.DEFINE_string("images", None, "predict: a file, folder or glob instead of the test split.")
+flags.DEFINE_string("meta", None, "predict: CSV or COCO JSON of the original sizes of --images.")
+flags.DEFINE_boolean("invert", False, "predict: invert the images that look inverted.")
+flags.DEFINE_string("output", None, "predict: a CSV file or a folder, instead of the workdir.")
+flags.DEFINE_string("annotations", None, "score: the readers' boxes, Kaggle CSV or COCO JSON.")
+flags.DEFINE_string("submission", None, "score: what is scored, submission CSV or COCO results.")
 flags.DEFINE_string("ground_truth", None, "evaluate, score: raw, wbf@IOU, nms@IOU, ...")
 flags.DEFINE_integer(
     "bootstrap", 0, "score: samples of the images for 95 % intervals.", lower_bound=0
 )
 flags.DEFINE_boolean("distributed", False, "One of several processes (a TPU pod, a GPU cluster).")
+# The flags that each mode uses.
+RUN = {"mode", "config", "workdir", "distributed"}
+MODES = {
+    "train": RUN,
+    "evaluate": RUN | {"checkpoint", "ground_truth"},
+    "predict": RUN | {"checkpoint", "images", "meta", "invert", "output"},
+    "score": {"mode", "annotations", "submission", "ground_truth", "bootstrap"},
+    "crossval": RUN,
+}
+OWN = set().union(*MODES.values())
+flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
 
 def path(name: str, required: bool = False) -> Path | None:
     """The path that a flag names."""
     if FLAGS[name].value:
         return Path(FLAGS[name].value).expanduser()
-    if required:
-        raise InputError(f"--{name}: needed with --mode={FLAGS.mode}")
+    if required or FLAGS[name].present:
+        raise InputError(f"--{name}: needs a path with --mode={FLAGS.mode}")
     return None
 
 
@@ -47,6 +57,15 @@ def parse(argv: list[str]) -> None:
     """Read the flags; what does not fit is one line and exit code 2."""
     if {"-h", "-help", "--help"} & set(argv):
         app.usage(writeto_stdout=True, exitcode=0)
+    # A run has its config: it is read where none is given. None is no number to absl.
+    given = re.search(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
+    no_config = not any(re.match(r"--?config(=|$)", word) for word in argv)
+    if given and no_config and (Path(given[1]).expanduser() / "config.json").exists():
+        own = Path(__file__).with_name("configs") / "of_workdir.py"
+        argv = [argv[0], f"--config={own}:{given[1]}", *argv[1:]]
+    nulls = [m[1] for word in argv if (m := re.fullmatch(r"--?config\.([\w.]+)=None", word))]
+    argv = [word for word in argv if not re.fullmatch(r"--?config\.[\w.]+=None", word)]
+    sys.argv = argv  # where ml_collections looks for overrides
     try:
         rest = FLAGS(argv)
         list(FLAGS.config or ())  # a file that cannot be loaded says so only now
@@ -61,56 +80,264 @@ def parse(argv: list[str]) -> None:
         raise InputError(one_line) from error
     if rest[1:]:
         raise InputError(f"{rest[1]}: not a flag")
+    for name in sorted(OWN - MODES[FLAGS.mode]):
+        if FLAGS[name].present:
+            raise InputError(f"--{name}: --mode={FLAGS.mode} does not use it")
+    for name in nulls:
+        set_null(FLAGS.config, name)
+
+
+def set_null(config: ConfigDict | None, name: str) -> None:
+    """Set the field "section.field" to None, which its type does not matter for."""
+    *sections, field = name.split(".")
+    for section in sections:
+        config = config[section] if isinstance(config, ConfigDict) and section in config else None
+    if config is None or field not in config:
+        raise InputError(f"--config.{name}=None: no such config field")
+    with config.ignore_type():
+        config[field] = None
+
+
+def score() -> None:
+    """Print the scores of a file."""
+    from jaxdet import scores
+    from tfds_vinbig import coco, kaggle, submission
+
+    truth_path, submission_path = path("annotations", True), path("submission", True)
+    truth = (coco if truth_path.suffix == ".json" else kaggle).read_annotations(truth_path)
+    if submission_path.suffix == ".json":
+        ids, detections = coco.read_detections(submission_path, truth)
+    else:
+        ids, detections = submission.read(submission_path, truth.class_ids)
+    truth = truth.of_splits_with(ids)
+    if not set(ids) & set(truth.ids):
+        raise InputError(f"{submission_path} and {truth_path} have no image in common")
+    for note in truth.notes:
+        print(f"note: {note}", file=sys.stderr)
+    columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
+    method = FLAGS.ground_truth or "raw"
+    result = scores.score(*columns, ids, detections, method, FLAGS.bootstrap)
+    print(json.dumps(result, indent=2))
+
+
+def checked_config() -> ConfigDict:
+    """The config; that of the run in the workdir, where there is one."""
+    from configs import retina
+    from jaxdet import checkpoint
+    from jaxdet import config as configs
+
+    config, workdir = FLAGS.config, path("workdir", True)
+    if config is None:
+        raise InputError(
+            f"--config: needed with --mode={FLAGS.mode}, such as configs/phantom.py; there is no "
+            f"run in {workdir}"
+        )
+    if FLAGS.ground_truth:
+        config.evaluation.ground_truth = FLAGS.ground_truth
+    configs.check(config, retina.get_config())
+    if FLAGS.mode in ("evaluate", "predict") or checkpoint.exists(workdir):
+        config = configs.as_run(config, workdir)
+    return config
+
+
+def open_data(config: ConfigDict):
+    """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
+    from jaxdet.dataset import open_dataset
+
+    folder = Path(config.data.dir).expanduser() / config.data.name
+    if config.data.name == "tfds_vinbig/phantom" and not folder.exists():
+        from tfds_vinbig.tfds_vinbig_dataset_builder import build
+
+        print(f"drawing the phantom for {folder}")
+        build("phantom", config.data.dir)
+    return open_dataset(config.data.name, config.data.dir)
+
+
+def train() -> None:
+    """Train, evaluate, and predict the test split where there is one."""
+    from jaxdet import splits, workdir
+    from jaxdet.dataset import read_split
+    from jaxdet.predict import split_pictures
+    from jaxdet.train import train
+
+    config, folder = checked_config(), path("workdir", True)
+    builder = open_data(config)
+    dataset = read_split(builder, "train")
+    sets = splits.train_and_eval(config.data, builder, dataset)
+    loaded, _ = train(config, dataset, *sets, folder)
+    if "test" in builder.info.splits:
+        test = read_split(builder, "test")
+        batch_size = config.evaluation.batch_size
+        pictures = split_pictures(test, config.data.image_size, batch_size)
+        write_predictions(loaded, pictures, workdir.read_config(folder)[1], folder)
+
+
+def evaluate() -> None:
+    """Score a checkpoint."""
+    from jaxdet import parallel, splits
+    from jaxdet.dataset import read_split
+    from jaxdet.evaluate import evaluate_run
+    from jaxdet.train import check_run
+
+    config, folder = checked_config(), path("workdir", True)
+    parallel.check_batch_size("evaluation.batch_size", config.evaluation.batch_size)
+    builder = open_data(config)
+    dataset = read_split(builder, "train")
+    train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
+    check_run(config, dataset, train_set, folder)
+    evaluate_run(config, eval_set, folder, FLAGS.checkpoint)
+
+
+def predict() -> None:
+    """Write the detections in the test split, or in anyone's pictures."""
+    from jaxdet import inference, parallel, workdir
+    from jaxdet.dataset import read_split
+    from jaxdet.predict import find_files, read_pictures, split_pictures
+    from tfds_vinbig import coco, kaggle
+
+    config, folder = checked_config(), path("workdir", True)
+    _, run = workdir.read_config(folder)
+    size, batch_size = config.data.image_size, config.evaluation.batch_size
+    parallel.check_batch_size("evaluation.batch_size", batch_size)
+    meta, image_ids = path("meta"), None
+    if FLAGS.images:
+        files = find_files(FLAGS.images)
+        sizes = meta and (coco if meta.suffix == ".json" else kaggle).read_sizes(meta)
+        if meta and meta.suffix == ".json":
+            image_ids = coco.read_image_ids(meta)
+        pictures = read_pictures(files, sizes, size)
+    elif meta or FLAGS["images"].present:
+        raise InputError("--meta: goes with --images, which is not given")
+    else:
+        builder = open_data(config)
+        if "test" not in builder.info.splits:
+            raise InputError(f"{config.data.name} has no test split: name --images")
+        test = read_split(builder, "test")
+        if list(test.class_names) != run.class_names:
+            raise InputError(f"config.data: {config.data.name} has other classes than the run")
+        pictures = split_pictures(test, size, batch_size)
+    if len(pictures.ids):
+        loaded = inference.load(config, folder, FLAGS.checkpoint, len(run.class_names))
+        write_predictions(loaded, pictures, run, path("output") or folder, image_ids)
+    for problem in pictures.problems[:20]:
+        print(f"run.py: {problem}", file=sys.stderr)
+    if pictures.problems:
+        raise InputError(f"{len(pictures.problems)} of {len(files)} pictures could not be read")
+
+
+def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> None:
+    """Predict, and write the submission and `detections.json`, into or beside `output`.
+
+    `image_ids` is what COCO calls each image, if not by its name.
+    """
+    from jaxdet.predict import inverted, predict
+    from jaxdet.workdir import write_atomically
+    from tfds_vinbig import coco, submission
+
+    for note in pictures.notes:
+        print(f"note: {note}", file=sys.stderr)
+    suspects = inverted(pictures, run.grey_levels)
+    if suspects:
+        names = ", ".join(pictures.ids[i] for i in suspects[:5])
+        more = f" and {len(suspects) - 5} more" if len(suspects) > 5 else ""
+        done = "inverted, as --invert asks" if FLAGS.invert else "give --invert if they are"
+        print(
+            f"warning: {names}{more} look inverted beside the training images: {done}",
+            file=sys.stderr,
+        )
+        for i in suspects if FLAGS.invert else ():
+            pictures.images[i] = 255 - pictures.images[i]
+    table = predict(loaded, pictures, len(run.class_names))
+    csv = output if output.suffix == ".csv" else output / "submission.csv"
+    results = output.with_suffix(".json") if output.suffix == ".csv" else output / "detections.json"
+    write_atomically(csv, submission.to_csv(pictures.ids, table, run.class_ids))
+    write_atomically(results, coco.to_json(pictures.ids, table, run.class_ids, image_ids))
+    found = int((table.labels < len(run.class_names)).sum())
+    print(
+        f"checkpoint {loaded.step}: {found} boxes in {len(pictures.ids)} images, written to {csv} "
+        f"and {results.name}"
+    )
+
+
+def crossval() -> None:
+    """Train and evaluate every fold, and score all together."""
+    from jaxdet import scores, splits
+    from jaxdet import workdir as files
+    from jaxdet.boxes import concatenate
+    from jaxdet.dataset import read_split
+    from jaxdet.train import train
+    from tfds_vinbig import submission
+
+    config, workdir = checked_config(), path("workdir", True)
+    if config.data.split != "folds" or config.data.eval_split != "rest":
+        raise InputError(
+            "--mode=crossval: needs config.data.split=folds and config.data.eval_split=rest"
+        )
+    builder = open_data(config)
+    dataset = read_split(builder, "train")
+    folds = []
+    for fold in range(config.data.num_folds):  # all are tried before the first is trained
+        fold_config = config.copy_and_resolve_references()
+        fold_config.data.fold = fold
+        folds.append((fold_config, splits.train_and_eval(fold_config.data, builder, dataset)))
+    ids, tables, truths, sizes = [], [], [], []
+    for fold, (fold_config, sets) in enumerate(folds):
+        print(f"fold {fold} of {config.data.num_folds}")
+        _, evaluator = train(fold_config, dataset, *sets, workdir / f"fold{fold}")
+        tables.append(evaluator.table)
+        truths.append(evaluator.truth)
+        ids += list(evaluator.dataset.ids)
+        sizes.append(len(evaluator.dataset))
+    detections, truth = concatenate(tables, sizes), concatenate(truths, sizes)
+    evaluation = config.evaluation
+    result = scores.summarize(
+        detections,
+        truth,
+        sum(sizes),
+        dataset.class_names,
+        evaluation.ground_truth,
+        evaluation.more_iou_thresholds,
+        evaluation.bootstrap_samples,
+    )
+    result |= {"checkpoint": config.train.steps, "split": f"all {config.data.num_folds} folds"}
+    print(result["split"])
+    print(scores.format_table(result, truth))
+    csv = submission.to_csv(ids, detections, dataset.class_ids)
+    files.write_atomically(workdir / "out_of_fold.csv", csv)
+    files.write_atomically(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
 
 
 def main() -> None:
-    """One call into jaxdet a mode."""
-    if FLAGS.mode == "score":
-        from jaxdet.evaluate import score_files
+    """What --mode asks for."""
+    if FLAGS.mode != "score":
+        import jax
 
-        method = FLAGS.ground_truth or "raw"
-        files = path("annotations", True), path("submission", True)
-        scores = score_files(*files, method, FLAGS.bootstrap)
-        print(json.dumps(scores, indent=2))
-        return
+        if FLAGS.distributed:
+            jax.distributed.initialize()
+        # Compiling takes longer than a short run: keep what was compiled.
+        if not jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/jaxdet"))
+    {
+        "train": train,
+        "evaluate": evaluate,
+        "predict": predict,
+        "score": score,
+        "crossval": crossval,
+    }[FLAGS.mode]()
 
-    workdir, config = path("workdir", True), FLAGS.config
-    if config is None:
-        raise InputError(f"--config: needed with --mode={FLAGS.mode}, such as configs/phantom.py")
-    from configs import retina
 
-    check(config, retina.get_config())
-    if FLAGS.ground_truth:
-        config.evaluation.ground_truth = FLAGS.ground_truth
-    if FLAGS.distributed:
-        jax.distributed.initialize()
-    # Compiling takes longer than a short run: keep what was compiled.
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/jaxdet"))
-
-    if FLAGS.mode == "train":
-        from jaxdet.train import train_and_evaluate
-
-        train_and_evaluate(config, workdir)
-    elif FLAGS.mode == "evaluate":
-        from jaxdet.evaluate import evaluate
-
-        evaluate(config, workdir, FLAGS.checkpoint)
-    elif FLAGS.mode == "crossval":
-        from jaxdet.crossval import crossval
-
-        crossval(config, workdir)
-    elif FLAGS.mode == "predict":
-        from jaxdet.predict import predict
-
-        predict(config, workdir, FLAGS.checkpoint, path("images"), path("meta"), path("output"))
+def run(argv: list[str]) -> int:
+    """The exit code of a command line."""
+    try:
+        parse(argv)
+        main()
+    except InputError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        parse(sys.argv)
-        main()
-    except InputError as error:
-        sys.exit(print(f"run.py: {error}", file=sys.stderr) or 2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(run(sys.argv))

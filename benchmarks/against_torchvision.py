@@ -31,9 +31,13 @@ from ml_collections import ConfigDict, config_flags
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs and benchmarks
 
 from benchmarks.train_step import to_torchvision, torchvision_optimizer, torchvision_retinanet
-from jaxdet import data, evaluate, parallel, submission
+from jaxdet import parallel, scores, splits
 from jaxdet.augment import augment
-from jaxdet.inference import Detections
+from jaxdet.batches import Targets, make_targets, read_ahead, training_batches
+from jaxdet.dataset import Dataset, open_dataset, read_split
+from jaxdet.evaluate import Evaluator
+from jaxdet.inference import Detector, to_table
+from jaxdet.nms import Detections
 from jaxdet.train import plan_anchors
 from jaxdet.train_step import compile_training, make_schedule
 
@@ -43,12 +47,12 @@ LOG_EVERY = 50  # steps
 
 
 def batches_of(
-    config: ConfigDict, train_set: data.Dataset, targets: data.Targets
+    config: ConfigDict, train_set: Dataset, targets: Targets
 ) -> Iterator[dict[str, np.ndarray]]:
     """The augmented batches of a run, on the host: what both systems learn from."""
-    batches = data.training_batches(config, train_set, targets, slice(None))
+    batches = training_batches(config, train_set, targets, slice(None))
     augment_fn = jax.jit(lambda key, *arrays: augment(key, *arrays, **config.augment))
-    stream = data.read_ahead(batches, 0, config.data.num_workers)
+    stream = read_ahead(batches, 0, config.data.num_workers)
     for step in range(config.train.steps):
         batch = next(stream)
         key = jax.random.fold_in(jax.random.key(config.seed), step)
@@ -67,13 +71,13 @@ def report_progress(name: str, step: int, steps: int, loss: float, start: float)
     )
 
 
-def run_ours(config: ConfigDict, batches: Iterator[dict], evaluator: evaluate.Evaluator) -> dict:
+def run_ours(config: ConfigDict, batches: Iterator[dict], evaluator: Evaluator) -> dict:
     """Scores of jaxdet after training on `batches`."""
     still = copy.deepcopy(config)  # the batches come augmented: the step's own augmentation rests
     for name in still.augment:
         still.augment[name] = 0.0
-    mesh = evaluator.mesh
-    init, step_fn = compile_training(still, mesh)
+    mesh = evaluator.detector.mesh
+    init, step_fn = compile_training(still, evaluator.dataset.num_classes, mesh)
     state = init()
     name, steps = f"jaxdet seed {config.seed}", config.train.steps
     for step, batch in enumerate(batches):
@@ -85,12 +89,12 @@ def run_ours(config: ConfigDict, batches: Iterator[dict], evaluator: evaluate.Ev
             report_progress(name, step, steps - 1, float(metrics["loss"]), start)
     jax.block_until_ready(state)
     seconds = (time.perf_counter() - start) / max(1, steps - 1)
-    scores = evaluator.score(state.weights())
-    return {"seconds_a_step": seconds, **{metric: scores[metric] for metric in METRICS}}
+    result = evaluator.score(state.weights())
+    return {"seconds_a_step": seconds, **{metric: result[metric] for metric in METRICS}}
 
 
 @torch.no_grad()
-def score_torchvision(model: torch.nn.Module, evaluator: evaluate.Evaluator, device: str) -> dict:
+def score_torchvision(model: torch.nn.Module, evaluator: Evaluator, device: str) -> dict:
     """As `Evaluator.score`, with torchvision's detections."""
     config, dataset = evaluator.config, evaluator.dataset
     most, n = config.inference.max_detections, len(dataset)
@@ -108,16 +112,17 @@ def score_torchvision(model: torch.nn.Module, evaluator: evaluate.Evaluator, dev
         for i, output in enumerate(model(list(images)), start):
             count = len(output["scores"])
             found.boxes[i, :count] = output["boxes"].cpu()
-            found.classes[i, :count] = output["labels"].cpu()
+            found.labels[i, :count] = output["labels"].cpu()
             found.scores[i, :count] = output["scores"].cpu()
             found.mask[i, :count] = True
             found.normal[i] = 1 - found.scores[i].max()
-    table = submission.to_table(found, dataset.sizes, dataset.image_size)
-    scores = evaluate.summarize(table, evaluator.truth, (0.4,), n, config.evaluation.ground_truth)
-    return {metric: scores[metric] for metric in METRICS}
+    table = to_table(found, dataset.sizes, config.data.image_size, dataset.num_classes)
+    method = config.evaluation.ground_truth
+    result = scores.summarize(table, evaluator.truth, n, dataset.class_names, method)
+    return {metric: result[metric] for metric in METRICS}
 
 
-def run_theirs(config: ConfigDict, batches: Iterator[dict], evaluator: evaluate.Evaluator) -> dict:
+def run_theirs(config: ConfigDict, batches: Iterator[dict], evaluator: Evaluator) -> dict:
     """Scores of torchvision after training on `batches`: the better of its weights and average."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
@@ -167,13 +172,13 @@ def print_table(results: list[dict]) -> None:
     for name in SYSTEMS:
         lines = [line for line in results if line["system"] == name]
         for line in lines:
-            scores = " | ".join(f"{line[metric]:.3f}" for metric in METRICS)
+            cells = " | ".join(f"{line[metric]:.3f}" for metric in METRICS)
             evaluated = line.get("evaluated", "average")
             milliseconds = f"{line['seconds_a_step'] * 1000:.0f}"
-            print(f"| {name} | {line['seed']} | {scores} | {evaluated} | {milliseconds} |")
+            print(f"| {name} | {line['seed']} | {cells} | {evaluated} | {milliseconds} |")
         if lines:
-            scores = " | ".join(spread([line[metric] for line in lines]) for metric in METRICS)
-            print(f"| {name} | mean ± standard deviation | {scores} | | |")
+            cells = " | ".join(spread([line[metric] for line in lines]) for metric in METRICS)
+            print(f"| {name} | mean ± standard deviation | {cells} | | |")
 
 
 SYSTEMS = {"jaxdet": run_ours, "torchvision": run_theirs}
@@ -182,14 +187,17 @@ SYSTEMS = {"jaxdet": run_ours, "torchvision": run_theirs}
 def main(_):
     config = FLAGS.config
     # The network that torchvision can have too.
-    config.model.depth, config.model.width = 18, 64
+    config.model.backbone.depth, config.model.backbone.width = 18, 64
     config.model.fpn_channels = config.model.head_channels = 64
     config.model.head_depth = 4
     config.train.steps, config.train.warmup_steps = FLAGS.steps, FLAGS.steps // 10
-    train_set, eval_set = data.train_and_eval(config)
-    targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
-    config = plan_anchors(config, targets)
-    evaluator = evaluate.Evaluator(config, eval_set, parallel.make_mesh())
+    builder = open_dataset(config.data.name, config.data.dir)
+    dataset = read_split(builder, "train")
+    train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
+    targets = make_targets(train_set, config.data.fusion, config.data.image_size)
+    config, _ = plan_anchors(config, targets, dataset.class_names)
+    detector = Detector(config, dataset.num_classes, parallel.make_mesh())
+    evaluator = Evaluator(detector, eval_set)
 
     path = Path(FLAGS.results).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from jaxdet.boxes import iou
 from jaxdet.fusion import fuse
-from tfds_vinbig.kaggle import CLASS_NAMES, NO_FINDING
+from tfds_vinbig.kaggle import CLASS_NAMES
 
 
 def pair_ious(rows: pd.DataFrame) -> list[float]:
@@ -39,7 +39,7 @@ def pair_ious(rows: pd.DataFrame) -> list[float]:
 def summarize(path: str) -> tuple[pd.DataFrame, np.ndarray]:
     """A row for each class, and the shares of 1, 2 and 3 readers over all classes."""
     rows = pd.read_csv(path)
-    rows = rows[rows.class_id != NO_FINDING]
+    rows = rows[rows.class_id != len(CLASS_NAMES)]
     image, names = pd.factorize(rows.image_id)
     boxes = rows[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float)
     fused = fuse("wbf@0.5", image, rows.class_id.to_numpy(), rows.rad_id.to_numpy(), boxes)

@@ -20,7 +20,7 @@ from ensemble_boxes import nms, weighted_boxes_fusion
 
 from jaxdet.boxes import BoxTable
 from jaxdet.fusion import fuse, parse
-from tfds_vinbig.kaggle import NO_FINDING
+from tfds_vinbig.kaggle import CLASS_NAMES
 
 METHODS = ("wbf@0.1", "wbf@0.4", "wbf@0.5", "wbf@0.7", "votes@0.4", "nms@0.4")
 READERS = 3
@@ -75,7 +75,7 @@ def main():
     parser.add_argument("--labels", required=True)
     rows = pd.read_csv(parser.parse_args().labels)
     num_images = rows.image_id.nunique()
-    rows = rows[rows.class_id != NO_FINDING]
+    rows = rows[rows.class_id != len(CLASS_NAMES)]
     # Images without a box come out without one; the package is not asked about them.
     rows = rows.assign(image=pd.factorize(rows.image_id)[0])
     boxes = rows[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float)

@@ -7,7 +7,6 @@ Prints the score on the evaluation split, and of the test split against the trut
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,49 +15,52 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
 
-from jaxdet import data, evaluate, submission
+from jaxdet import scores, splits
+from jaxdet.batches import Targets, make_targets
 from jaxdet.boxes import BoxTable
+from jaxdet.dataset import open_dataset, read_split
+from tfds_vinbig import kaggle
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/phantom.py", "The data's config.")
 TRUTH = flags.DEFINE_string("truth", None, "Annotations of the test split.")
 
 
-def mean_boxes(targets: data.Targets, sizes: np.ndarray, image_size: int) -> BoxTable:
+def mean_boxes(targets: Targets, sizes: np.ndarray, image_size: int, num_classes: int) -> BoxTable:
     """The mean box of each class, scored by how often it occurs, on images of these sizes."""
     boxes, labels = targets.boxes[targets.mask], targets.labels[targets.mask]
     present, counts = np.unique(labels, return_counts=True)
-    mean = np.stack([boxes[labels == label].mean(axis=0) for label in present])
-    image = np.repeat(np.arange(len(sizes)), len(present))
-    normal = np.arange(len(sizes))
-    in_original = submission.to_original(np.tile(mean, (len(sizes), 1)), sizes[image], image_size)
+    mean = np.stack([boxes[labels == label].mean(axis=0) for label in present]) / image_size
+    image, n = np.repeat(np.arange(len(sizes)), len(present)), len(sizes)
+    in_original = np.tile(mean, (n, 1)) * sizes[image][:, [1, 0, 1, 0]]
     return BoxTable(
-        image=np.concatenate([image, normal]),
-        labels=np.concatenate([np.tile(present, len(sizes)), np.full(len(sizes), 14)]),
-        boxes=np.concatenate([in_original, np.tile(submission.NO_FINDING_BOX, (len(sizes), 1))]),
-        scores=np.concatenate(
-            [np.tile(counts / counts.sum(), len(sizes)), np.full(len(sizes), 0.5)]
-        ),
+        image=np.concatenate([image, np.arange(n)]),
+        labels=np.concatenate([np.tile(present, n), np.full(n, num_classes)]),
+        boxes=np.concatenate([in_original, np.tile(scores.NO_FINDING_BOX, (n, 1))]),
+        scores=np.concatenate([np.tile(counts / counts.sum(), n), np.full(n, 0.5)]),
     )
 
 
 def main(_):
     config = CONFIG.value
-    train_set, eval_set = data.train_and_eval(config)
-    targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
-    size = config.data.image_size
+    builder = open_dataset(config.data.name, config.data.dir)
+    dataset = read_split(builder, "train")
+    train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
+    size, names = config.data.image_size, dataset.class_names
+    targets = make_targets(train_set, config.data.fusion, size)
     method = config.evaluation.ground_truth
-    table = mean_boxes(targets, eval_set.sizes, size)
-    truth = evaluate.truth_of(eval_set, method)
-    scores = evaluate.summarize(table, truth, (0.4, 0.5, 0.75), len(eval_set), method)
+    rows = eval_set.annotations
+    columns = rows.image, rows.labels, rows.readers, rows.boxes
+    table = mean_boxes(targets, eval_set.sizes, size, len(names))
     print("evaluation split")
-    print(evaluate.format_table(scores, truth))
+    result = scores.score(list(eval_set.ids), *columns, names, list(eval_set.ids), table, method)
+    print(scores.format_table(result, scores.ground_truth(method, *columns, len(names))))
     if TRUTH.value:
-        test = data.read_split(config.data.name, "test", size, config.data.dir)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "submission.csv"
-            submission.write(path, list(test.ids), mean_boxes(targets, test.sizes, size))
-            scores = evaluate.score_files(Path(TRUTH.value).expanduser(), path)
-        print(f"test split: mAP14@0.4 {scores['mAP14@0.4']:.3f}, mAP@0.4 {scores['mAP@0.4']:.3f}")
+        test = read_split(builder, "test")
+        truth = kaggle.read_annotations(Path(TRUTH.value).expanduser()).of_splits_with(test.ids)
+        columns = truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
+        table = mean_boxes(targets, test.sizes, size, len(names))
+        result = scores.score(truth.ids, *columns, list(test.ids), table, "raw")
+        print(f"test split: mAP14@0.4 {result['mAP14@0.4']:.3f}, mAP@0.4 {result['mAP@0.4']:.3f}")
 
 
 if __name__ == "__main__":

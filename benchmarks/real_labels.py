@@ -18,7 +18,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tfds_vinbig.kaggle import NO_FINDING
+from tfds_vinbig.kaggle import CLASS_NAMES
 from tfds_vinbig.tfds_vinbig_dataset_builder import build
 
 # The most common (height, width) of the originals, in that order; the largest is among them.
@@ -66,7 +66,7 @@ def read_back(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             y_min, x_min, y_max, x_max = np.rint(box * np.float32([height, width, height, width]))
             rows.append((name, label, reader.decode(), x_min, y_min, x_max, y_max))
         for reader in record["normal_readers"]:
-            rows.append((name, NO_FINDING, reader.decode(), *[np.nan] * 4))
+            rows.append((name, len(CLASS_NAMES), reader.decode(), *[np.nan] * 4))
     columns = ["image_id", "index", "dim0", "dim1", "shape"]
     return pd.DataFrame(rows, columns=ROW), pd.DataFrame(images, columns=columns)
 
@@ -100,7 +100,7 @@ def main() -> None:
         check_dtype=False,
     )
     pd.testing.assert_frame_equal(in_order(back), in_order(rows))
-    found = (back.class_id != NO_FINDING).sum()
+    found = (back.class_id != len(CLASS_NAMES)).sum()
     print(f"{len(images)} images; {len(back)} rows, every one equal: {found} boxes, ", end="")
     print(f"{len(back) - found} of no finding, {back.rad_id.nunique()} readers")
     print(f"pictures drawn in {made - start:.1f} s, checked and built in {built - made:.1f} s,")

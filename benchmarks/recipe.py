@@ -8,8 +8,7 @@ another file). 36 runs of 300 steps take about 70 minutes on two idle cores.
 
 Then prints a Markdown table of the scores on the evaluation split, mean and standard deviation over
 the seeds: mAP14@0.4, its difference from the first row's with the same seed, mAP@0.4, and the AP of
-"No finding". The last parameters instead of their average, and box scores rescaled by the image
-head, need no training of their own.
+"No finding". The last parameters instead of their average need no training of their own.
 """
 
 import json
@@ -25,8 +24,11 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
 
-from jaxdet import data, parallel
+from jaxdet import parallel, splits
+from jaxdet.batches import make_targets, read_ahead, training_batches
+from jaxdet.dataset import open_dataset, read_split
 from jaxdet.evaluate import Evaluator
+from jaxdet.inference import Detector
 from jaxdet.train import plan_anchors
 from jaxdet.train_step import compile_training
 
@@ -63,6 +65,9 @@ VARIANTS = {
     "GIoU instead of L1": GIOU,
     "image head": IMAGE_HEAD,
     "votes as soft targets": {"data.fusion": "votes@0.4"},
+    "found by at least 2 readers": {"data.fusion": "agree@0.4:2"},
+    "found by all 3 readers": {"data.fusion": "agree@0.4:3"},
+    "varifocal loss": {"loss.class_loss": "varifocal", "loss.alpha": 0.75},
     "classes balanced": {"data.balance_classes": True},
     "normal images as in the data": {"data.normal_share": None},
     "flips": {"augment.flip": 0.5},
@@ -74,27 +79,21 @@ LAST = ", last parameters, not their average"
 
 def run(config, train_set, eval_set, steps) -> dict[str, dict]:
     """Train `steps` steps; the scores by the name of the table's row that they belong to."""
-    targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
-    config = plan_anchors(config, targets)
+    targets = make_targets(train_set, config.data.fusion, config.data.image_size)
+    config, _ = plan_anchors(config, targets, train_set.class_names)
     mesh = parallel.make_mesh()
-    init, step_fn = compile_training(config, mesh)
-    batches = data.training_batches(config, train_set, targets, slice(None))
-    stream = data.read_ahead(batches, 0, config.data.num_workers)
+    init, step_fn = compile_training(config, train_set.num_classes, mesh)
+    batches = training_batches(config, train_set, targets, slice(None))
+    stream = read_ahead(batches, 0, config.data.num_workers)
     state = init()
     for _ in range(steps):
         state, metrics = step_fn(state, parallel.shard_batch(next(stream), mesh))
     if not np.isfinite(float(metrics["loss"])):
         raise FloatingPointError("the loss is not finite")
 
-    average = state.weights()
-    scores = {"": Evaluator(config, eval_set, mesh).score(average)}
-    if config.model.image_head:
-        config.inference.image_power = 0.5
-        scores[", box scores rescaled by it"] = Evaluator(config, eval_set, mesh).score(average)
-    else:
-        last = {"params": state.params, "batch_stats": state.batch_stats}
-        scores[LAST] = Evaluator(config, eval_set, mesh).score(last)
-    return scores
+    evaluator = Evaluator(Detector(config, train_set.num_classes, mesh), eval_set)
+    last = {"params": state.params, "batch_stats": state.batch_stats}
+    return {"": evaluator.score(state.weights()), LAST: evaluator.score(last)}
 
 
 def print_table(lines: list[dict]) -> None:
@@ -134,7 +133,9 @@ def main(_):
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in path.open()] if path.exists() else []
     done = {(line["variant"], line["seed"], line["steps"]) for line in lines}
-    train_set, eval_set = data.train_and_eval(config)
+    builder = open_dataset(config.data.name, config.data.dir)
+    dataset = read_split(builder, "train")
+    train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
     for seed in range(SEEDS.value):
         for variant, changes in VARIANTS.items():
             if (variant, seed, STEPS.value) in done:

@@ -43,6 +43,8 @@ from jaxdet import anchors, parallel
 from jaxdet.train_step import compile_training
 
 FLAGS = flags.FLAGS
+NUM_CLASSES = 14
+MAX_BOXES = 64  # of an image, with padding
 
 MATRIX_OPERATION = re.compile(r"\s(convolution|dot)\(|custom_call_target=\"[^\"]*(conv|gemm|dot)")
 
@@ -65,8 +67,9 @@ def torchvision_retinanet(config: ConfigDict) -> torch.nn.Module:
     model, size = config.model, config.data.image_size
     # What torchvision's heads and backbone have fixed.
     assert model.head_depth == 4 and model.head_channels == model.fpn_channels
-    assert model.width == 64 and model.norm == "batch" and tuple(model.levels) == (2, 3, 4, 5, 6)
-    backbone = getattr(torchvision.models, f"resnet{model.depth}")(weights=None)
+    assert model.backbone.width == 64 and model.backbone.norm == "batch"
+    assert tuple(model.levels) == (2, 3, 4, 5, 6)
+    backbone = getattr(torchvision.models, f"resnet{model.backbone.depth}")(weights=None)
     first = backbone.inplanes // 8
     backbone = torchvision.models.detection.backbone_utils.BackboneWithFPN(
         backbone,
@@ -87,12 +90,12 @@ def torchvision_retinanet(config: ConfigDict) -> torch.nn.Module:
     inference = config.inference
     return torchvision.models.detection.RetinaNet(
         backbone,
-        model.num_classes,  # no background column: labels count from 0
+        NUM_CLASSES,  # no background column: labels count from 0
         anchor_generator=generator,
         min_size=size,
         max_size=size,
         _skip_resize=True,
-        image_mean=[0.5] * 3,  # as `augment.normalize`
+        image_mean=[0.5] * 3,  # as `images.normalize`
         image_std=[0.25] * 3,
         score_thresh=inference.score_threshold,
         nms_thresh=inference.nms_iou,
@@ -133,14 +136,14 @@ def to_torchvision(batch: dict, device: str) -> tuple[list, list]:
 
 def random_batch(config: ConfigDict, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Noise with up to eight boxes an image; half of the images are normal."""
-    n, size, most = config.train.batch_size, config.data.image_size, config.data.max_boxes
+    n, size, most = config.train.batch_size, config.data.image_size, MAX_BOXES
     extent = rng.uniform(size / 16, size / 2, (n, most, 2))
     corner = rng.uniform(0, 1, (n, most, 2)) * (size - extent)
     counts = rng.integers(1, 9, n) * (np.arange(n) % 2)
     return {
         "images": rng.integers(0, 256, (n, size, size), np.uint8),
         "boxes": np.concatenate([corner, corner + extent], axis=-1).astype(np.float32),
-        "labels": rng.integers(0, config.model.num_classes, (n, most), np.int32),
+        "labels": rng.integers(0, NUM_CLASSES, (n, most), np.int32),
         "scores": np.ones((n, most), np.float32),
         "mask": np.arange(most) < counts[:, None],
     }
@@ -153,7 +156,7 @@ class Ours:
 
     def __init__(self, config: ConfigDict, batch: dict):
         self.mesh = parallel.make_mesh()
-        init, step = compile_training(config, self.mesh)
+        init, step = compile_training(config, NUM_CLASSES, self.mesh)
         self.state = init()
         self.step = step.lower(self.state, parallel.shard_batch(batch, self.mesh)).compile()
 
@@ -267,7 +270,7 @@ def make_config(network: str, gpu: bool) -> ConfigDict:
     """`configs/retina.py` at the flags' size, with every augmentation at 0."""
     config = retina.get_config()
     config.data.image_size = FLAGS.size
-    config.model.depth = int(network[1:])
+    config.model.backbone.depth = int(network[1:])
     # What is planned for VinBigData at 256 pixels.
     config.model.levels = (2, 3, 4, 5, 6)
     config.model.anchor_scales, config.model.aspect_ratios = (1.26, 2.0, 3.56), (0.35, 1.0, 2.0)

@@ -13,7 +13,6 @@ def get_config() -> ConfigDict:
     config = retina.get_config()
     config.data.name = "tfds_vinbig/phantom"
     config.data.image_size = 128
-    config.data.max_boxes = 36  # as many as the readers drew in one image
     config.augment.flip = 0.0  # a mirrored chest is a second anatomy to learn
     config.model.backbone.depth = 18
     config.model.backbone.width = 32
@@ -26,5 +25,6 @@ def get_config() -> ConfigDict:
     config.train.learning_rate = 2e-3
     config.train.warmup_steps = 130
     config.train.ema_decay = 0.995
+    config.train.checkpoint_every = 650
     config.train.evaluate_every = 650
     return config

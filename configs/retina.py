@@ -1,6 +1,9 @@
 """RetinaNet with ResNet-50 on VinBigData, as built by `python -m tfds_vinbig --config=256`.
 
-    python run.py --config=configs/retina.py --workdir=runs/r50
+    python run.py --config=configs/retina.py --workdir=runs/r50 --config.model.init_from=FILE
+
+Recommended: FILE with weights of ImageNet or COCO, see docs/pretrained.md; without it, the network
+starts from random numbers.
 
 `configs/retina.py:512` and `configs/retina.py:1024` are for the larger pictures. Start from weights
 that know pictures already: `--config.model.init_from=FILE`, see docs/pretrained.md. This file names
@@ -27,8 +30,9 @@ def get_config(size: str = "256") -> ConfigDict:
     data.num_folds = 5
     data.groups = ""  # FILE.csv:COLUMN of a patient for each image_id: never in two folds
     data.eval_split = "rest"  # what `split` leaves, or a TFDS slice
-    data.fusion = "wbf@0.4"  # of the readers' boxes, see jaxdet.fusion; "votes@IOU": soft targets
-    data.max_boxes = 64  # an image; more are an error
+    # Of the readers' boxes, see jaxdet.fusion; "votes@IOU": soft targets; "agree@IOU:2": only what
+    # two readers or more have drawn.
+    data.fusion = "wbf@0.4"
     data.normal_share = 0.25  # of the images drawn; None: as in the data
     data.balance_classes = False  # images with findings come from each class in turn
     data.cache = True  # decoded images in memory: 1 GB at 256 pixels, 4 at 512, 16 at 1024
@@ -47,10 +51,10 @@ def get_config(size: str = "256") -> ConfigDict:
     model = config.model = ConfigDict()
     backbone = model.backbone = ConfigDict()
     backbone.name = "resnet"  # or "convnext"
-    backbone.depth = 50  # 18, 34, 50, 101; of convnext 18 (Tiny), 36 (Small)
+    backbone.depth = 50  # 10, 18, 34, 50, 101; of convnext 18 (Tiny), 36 (Small)
     backbone.width = 64  # channels of the first stage; of convnext 96
     backbone.norm = "batch"  # or "group", "frozen_batch"; of convnext "layer"
-    backbone.frozen_stages = 0  # which do not learn: 1 is the stem, 2 the first stage too, 5 is all
+    backbone.frozen_stages = 0  # what does not learn: 1 is the stem, 5 is all
     model.init_from = ""  # weights of torchvision or timm: .safetensors, .npz or .pth
     # Levels of the pyramid, anchor sizes (square root of the area, in strides) and ratios (height /
     # width). None: planned from the training boxes, and kept in the run's config.json.
@@ -84,14 +88,15 @@ def get_config(size: str = "256") -> ConfigDict:
     train.steps = 240_000 // train.batch_size  # 20 times as many as four folds have images
     train.optimizer = "adamw"  # or "sgd"
     train.learning_rate = 2e-4
-    train.backbone_lr_multiplier = 1.0  # times learning_rate: how fast the backbone learns
+    train.backbone_lr_multiplier = 1.0  # of the learning rate, for the backbone
     train.momentum = 0.9  # of sgd
     train.weight_decay = 0.05  # decoupled for adamw, added to the gradient for sgd
     train.warmup_steps = 500
     train.clip_norm = 5.0  # of the gradient
-    train.ema_decay = 0.999  # of the parameter average, per step
+    train.ema_decay = 0.999  # of the exponential moving average of the parameters, per step
     train.log_every = 50  # steps
-    train.evaluate_every = train.steps // 10  # also of checkpoints
+    train.checkpoint_every = 1_000  # steps; and before each evaluation
+    train.evaluate_every = train.steps // 10
 
     inference = config.inference = ConfigDict()
     inference.score_threshold = 0.01  # mAP never punishes a tail

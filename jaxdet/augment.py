@@ -5,11 +5,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt8
 
 
-def normalize(images: UInt8[Array, "*b h w"] | Float[Array, "*b h w"]) -> Float[Array, "*b h w 1"]:
-    """Grey levels 0..255 to about -2..2, with the channel axis the model wants."""
-    return (images[..., None].astype(jnp.float32) / 255 - 0.5) / 0.25
-
-
 def warp_boxes(
     boxes: Float[Array, "n 4"], matrix: Float[Array, "2 2"], offset: Float[Array, "2"]
 ) -> Float[Array, "n 4"]:

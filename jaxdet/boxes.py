@@ -1,6 +1,7 @@
 """Boxes as (x1, y1, x2, y2) in pixels: overlap, the offsets a detector regresses, and a table."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -18,6 +19,13 @@ class BoxTable(NamedTuple):
     labels: Int[np.ndarray, "n"]
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, "n"]
+
+
+def concatenate(tables: Sequence[BoxTable], num_images: Sequence[int]) -> BoxTable:
+    """Tables of so many images each as one, whose images are counted on."""
+    starts = np.cumsum([0, *num_images[:-1]])
+    moved = [t._replace(image=t.image + start) for t, start in zip(tables, starts, strict=True)]
+    return BoxTable(*map(np.concatenate, zip(*moved, strict=True)))
 
 
 def area(boxes: Float[Array | np.ndarray, "*n 4"]) -> Float[Array | np.ndarray, "*n"]:

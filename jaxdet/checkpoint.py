@@ -1,36 +1,34 @@
-"""What a run keeps: Orbax checkpoints, the newest and the best; and files whole or not at all."""
+"""Orbax checkpoints of a run: the two newest, and the best."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from jaxdet import InputError
 
-METRIC = "mAP@0.4"
 # What inference needs, and what only training does.
 ITEMS = ("weights", "training")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file by renaming a finished one, so that no half file ever has the name.
+class NewestAndBest:
+    """Orbax's rule of what to keep: the newest, one more should it be unreadable, and the best.
 
-    Raises:
-        InputError: if the place cannot be written to.
+    A checkpoint is saved before it is scored, so `scores`, by step, grows while training.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def __init__(self, scores: dict[int, float]):
+        self.scores = scores
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(sorted(steps)[-2:])
+        if scored := [step for step in steps if step in self.scores]:
+            kept.add(max(scored, key=self.scores.get))
+        return [step in kept for step in steps]
 
 
 def exists(workdir: Path) -> bool:
@@ -38,8 +36,8 @@ def exists(workdir: Path) -> bool:
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
-def open_manager(workdir: Path, read_only: bool = False) -> ocp.CheckpointManager:
-    """The checkpoints of a run, in `workdir`/checkpoints.
+def open_manager(workdir: Path, scores: dict[int, float] | None = None) -> ocp.CheckpointManager:
+    """The checkpoints of a run, in `workdir`/checkpoints: to be read, or with `scores` written too.
 
     Use it as a context manager: saving goes on in the background, and leaving waits for it.
 
@@ -49,7 +47,7 @@ def open_manager(workdir: Path, read_only: bool = False) -> ocp.CheckpointManage
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each step of a save
     directory = workdir.absolute() / "checkpoints"
     handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
-    if read_only:
+    if scores is None:
         if not directory.is_dir():
             raise InputError(f"no checkpoints in {directory}: train first, or name a --workdir")
         options = ocp.CheckpointManagerOptions(read_only=True)
@@ -58,28 +56,21 @@ def open_manager(workdir: Path, read_only: bool = False) -> ocp.CheckpointManage
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--workdir: cannot write {directory}: {error.strerror}") from error
-    keep = checkpoint_managers.AnyPreservationPolicy(
-        [
-            checkpoint_managers.LatestN(1),
-            checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[METRIC], n=1),
-        ]
-    )
     options = ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: metrics[METRIC],
-        preservation_policy=keep,
+        preservation_policy=NewestAndBest(scores),
         cleanup_tmp_directories=True,  # of a run that was killed while it saved
     )
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
-def save(manager: ocp.CheckpointManager, step: int, score: float, **items: Any) -> None:
-    """Save pytrees by name at a step, with the score that "best" goes by."""
+def save(manager: ocp.CheckpointManager, step: int, **items: Any) -> None:
+    """Save pytrees by name at a step."""
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-    manager.save(step, args=ocp.args.Composite(**args), metrics={METRIC: score})
+    manager.save(step, args=ocp.args.Composite(**args))
 
 
-def find_step(manager: ocp.CheckpointManager, which: str) -> int:
-    """The step that "latest", "best" or a number names.
+def find_step(manager: ocp.CheckpointManager, which: str, scores: dict[int, float]) -> int:
+    """The step that "latest", "best" (by `scores`) or a number names.
 
     Raises:
         InputError: if there is no such checkpoint.
@@ -87,16 +78,16 @@ def find_step(manager: ocp.CheckpointManager, which: str) -> int:
     steps = sorted(manager.all_steps())
     if not steps:
         raise InputError(f"no checkpoints in {manager.directory}: train first")
+    scored = [step for step in steps if step in scores]
     if which == "latest":
         return steps[-1]
-    if which == "best":
-        scores = {step: manager.metrics(step)[METRIC] for step in steps}
-        return max(steps, key=scores.get)
+    if which == "best" and scored:
+        return max(scored, key=scores.get)
     if which.isdigit() and int(which) in steps:
         return int(which)
     raise InputError(
         f"--checkpoint={which}: not in {manager.directory}, which has "
-        f"{', '.join(map(str, steps))}; or say best or latest"
+        f"{', '.join(map(str, steps))}; or say {'best or ' if scored else ''}latest"
     )
 
 
@@ -104,20 +95,51 @@ def restore(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> dict[
     """The named pytrees of a checkpoint, in the shapes and shardings of the abstract ones.
 
     Raises:
-        InputError: if the checkpoint is of another model.
+        InputError: if the checkpoint is of another model, or cannot be read.
     """
-    saved = manager.item_metadata(step)
-    for name, tree in abstract.items():
-        mine, theirs = _shapes(tree), _shapes(saved[name].tree)
-        for path in sorted(mine.keys() | theirs.keys()):
-            if mine.get(path) != theirs.get(path):
-                raise InputError(
-                    f"checkpoint {step} in {manager.directory} does not fit config.model and "
-                    f"config.train: {path} is {theirs.get(path)} there and {mine.get(path)} here"
-                )
+    where = f"checkpoint {step} in {manager.directory}"
     args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
-    restored = manager.restore(step, args=ocp.args.Composite(**args))
+    try:
+        saved = manager.item_metadata(step)
+        theirs = {name: _shapes(saved[name].tree) for name in abstract}
+    except Exception as error:  # whatever Orbax or the file system runs into
+        raise Unreadable(f"{where} cannot be read: {_first_line(error)}") from error
+    for name, tree in abstract.items():
+        mine = _shapes(tree)
+        for path in sorted(mine.keys() | theirs[name].keys()):
+            if mine.get(path) != theirs[name].get(path):
+                raise InputError(
+                    f"{where} does not fit config.model and config.train: {path} is "
+                    f"{theirs[name].get(path)} there and {mine.get(path)} here"
+                )
+    try:
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+    except Exception as error:
+        raise Unreadable(f"{where} cannot be read: {_first_line(error)}") from error
     return {name: restored[name] for name in abstract}
+
+
+class Unreadable(InputError):
+    """A checkpoint that is cut short, damaged, or not there as a whole."""
+
+
+def restore_newest(manager: ocp.CheckpointManager, **abstract: Any) -> tuple[dict[str, Any], int]:
+    """The newest checkpoint that can be read, and its step; those that cannot are reported.
+
+    Raises:
+        InputError: as `restore`; and if none can be read.
+    """
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            return restore(manager, step, **abstract), step
+        except Unreadable as error:
+            print(f"note: {error}; taking the one before")
+    raise InputError(f"no checkpoint in {manager.directory} can be read: name another --workdir")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

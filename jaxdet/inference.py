@@ -1,130 +1,113 @@
-"""Images in, detections out: one jitted step with fixed shapes."""
+"""A run's detector: images in, detections out, by one compiled function."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Int, UInt8
+from ml_collections import ConfigDict
 
-from jaxdet import boxes as box_ops
-from jaxdet import parallel
-from jaxdet.augment import normalize
+from jaxdet import checkpoint, models, parallel, workdir
+from jaxdet.boxes import BoxTable
 from jaxdet.compilation import jit
-from jaxdet.nms import nms_mask
+from jaxdet.images import normalize
+from jaxdet.nms import Detections
+from jaxdet.scores import NO_FINDING_BOX
 
 
-class Detections(NamedTuple):
-    """Boxes of each image in descending order of score, padded (`mask` False).
+class Detector:
+    """A network compiled once; its weights come with each call, so that training can use it too.
 
-    Boxes are in pixels of the model input; classes count from 0. `normal` is the score for an image
-    without any finding.
+    Attributes:
+        config: of the run.
+        abstract_weights: shapes of what `detect_all` takes as weights.
     """
 
-    boxes: Float[Array, "*batch boxes 4"]
-    labels: Int[Array, "*batch boxes"]
-    scores: Float[Array, "*batch boxes"]
-    mask: Bool[Array, "*batch boxes"]
-    normal: Float[Array, "*batch"]
-
-
-def select_detections(
-    class_logits: Float[Array, "anchors classes"],
-    box_offsets: Float[Array, "anchors 4"],
-    image_logits: Float[Array, "labels"] | None,
-    pyramid: list[Float[np.ndarray, "_ 4"]],
-    image_size: tuple[int, int],
-    *,
-    score_threshold: float,
-    pre_nms_top_k: int,
-    nms_iou: float,
-    max_detections: int,
-    image_power: float = 0.0,
-) -> Detections:
-    """Detections of one image, by the rule of torchvision's RetinaNet.
-
-    Each level gives its `pre_nms_top_k` best pairs of anchor and class above `score_threshold`;
-    those are decoded, cut to the image and thinned by class-wise NMS at `nms_iou`; the best
-    `max_detections` stay. `pyramid` holds the anchors of each level in the order of the logits;
-    `image_size` is (height, width).
-
-    With `image_logits` (see `Outputs`) a score is multiplied by the probability of its class in the
-    image ** `image_power`, and `normal` is the probability of no finding; without, it is 1 - the
-    best score: an image is as normal as its most suspicious box is not.
-    """
-    num_classes = class_logits.shape[-1]
-    probabilities = jax.nn.sigmoid(class_logits.astype(jnp.float32))
-    if image_logits is not None:
-        in_image = jax.nn.sigmoid(image_logits.astype(jnp.float32))
-        probabilities *= in_image[:-1] ** image_power
-    boxes, labels, scores = [], [], []
-    start = 0
-    for anchors in pyramid:
-        end = start + len(anchors)
-        pairs = probabilities[start:end].reshape(-1)
-        best, pair = jax.lax.top_k(pairs, min(pre_nms_top_k, len(pairs)))
-        anchor = pair // num_classes
-        offsets = box_offsets[start:end][anchor].astype(jnp.float32)
-        boxes.append(
-            box_ops.clip(box_ops.decode(offsets, jnp.asarray(anchors)[anchor]), *image_size)
+    def __init__(self, config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
+        self.config, self.mesh = config, mesh
+        graphdef, self.abstract_weights = models.abstract(
+            config.model, config.loss, num_classes, config.data.image_size
         )
-        labels.append(pair % num_classes)
-        scores.append(best)
-        start = end
-    boxes, labels, scores = (jnp.concatenate(x) for x in (boxes, labels, scores))
 
-    scores = jnp.where(scores > score_threshold, scores, 0)
-    order = jnp.argsort(-scores, stable=True)
-    boxes, labels, scores = boxes[order], labels[order], scores[order]
-    keep = nms_mask(boxes, labels, nms_iou) & (scores > 0)
-    kept_first = jnp.argsort(~keep, stable=True)[:max_detections]
-    normal = 1 - scores[0] if image_logits is None else 1 - in_image[-1]
-    return Detections(*(x[kept_first] for x in (boxes, labels, scores, keep)), normal)
+        def detect(weights, images):
+            model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
+            return model.detections(model(normalize(images)), **config.inference)
+
+        self.detect = jit(detect, out_shardings=parallel.replicated(mesh))
+
+    def load_weights(
+        self, manager, which: str, scores: dict[int, float]
+    ) -> tuple[dict[str, nnx.State], int]:
+        """The weights of a checkpoint ("latest", "best" or a step), and its step."""
+        abstract = checkpoint.abstract_of(self.abstract_weights, parallel.replicated(self.mesh))
+        if which == "latest":
+            items, step = checkpoint.restore_newest(manager, weights=abstract)
+        else:
+            step = checkpoint.find_step(manager, which, scores)
+            items = checkpoint.restore(manager, step, weights=abstract)
+        return items["weights"], step
+
+    def detect_all(
+        self,
+        weights: dict[str, nnx.State],
+        load: Callable[[int], UInt8[np.ndarray, "h w"]],
+        num_images: int,
+    ) -> Detections:
+        """Detections of all images, on the host.
+
+        Args:
+            load: gives image i at the model's size; each process asks for its own share.
+        """
+        batch_size = self.config.evaluation.batch_size
+        black = np.zeros((self.config.data.image_size,) * 2, np.uint8)
+        parts = []
+        for positions in parallel.local_positions(num_images, batch_size):
+            batch = np.stack([black if i < 0 else load(int(i)) for i in positions])
+            images = parallel.shard_batch({"images": batch}, self.mesh)["images"]
+            parts.append(jax.device_get(self.detect(weights, images)))
+        return jax.tree.map(lambda *x: np.concatenate(x)[:num_images], *parts)
 
 
-def make_detect(
-    graphdef: nnx.GraphDef,
-    pyramid: list[Float[np.ndarray, "_ 4"]],
+class Loaded(NamedTuple):
+    """The detector of a run with the weights of one of its checkpoints."""
+
+    detector: Detector
+    weights: dict[str, nnx.State]
+    step: int
+
+
+def load(config: ConfigDict, folder: Path, which: str, num_classes: int) -> Loaded:
+    """The detector of the run in `folder` at a checkpoint: "latest", "best" or a step."""
+    detector = Detector(config, num_classes, parallel.make_mesh())
+    with checkpoint.open_manager(folder) as manager:
+        weights, step = detector.load_weights(manager, which, workdir.read_scores(folder))
+    return Loaded(detector, weights, step)
+
+
+def to_table(
+    detections: Detections,
+    sizes: Int[np.ndarray, "n 2"],
     image_size: int,
-    mesh: jax.sharding.Mesh,
-    **options,
-) -> Callable[..., Detections]:
-    """The jitted step `detect(weights, images) -> Detections`; `options` as `select_detections`."""
+    num_classes: int,
+) -> BoxTable:
+    """Detections of n images as rows in original pixels, "No finding" (`num_classes`) among them.
 
-    def detect(weights, images):
-        model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
-        outputs = model(normalize(images), train=False)
-        return jax.vmap(
-            lambda *of_image: select_detections(
-                *of_image, pyramid, (image_size, image_size), **options
-            )
-        )(*outputs)
-
-    return jit(detect, out_shardings=parallel.replicated(mesh))
-
-
-def image_batches(
-    images, batch_size: int, rows: slice
-) -> Iterator[tuple[UInt8[np.ndarray, "batch height width"], int]]:
-    """Consecutive images in batches of one size, with the number of real ones in each.
-
-    The last batch is filled up with black. `images` has a length and gives image i by `images[i]`.
+    Args:
+        sizes: (height, width) of each original in pixels.
+        image_size: of the model input, in whose pixels the detections are.
     """
-    for start in range(0, len(images), batch_size):
-        real = min(batch_size, len(images) - start)
-        batch = np.stack([images[i] for i in range(start, start + real)])
-        padding = ((0, batch_size - real), (0, 0), (0, 0))
-        yield np.pad(batch, padding)[rows], real
-
-
-def detect_all(
-    detect: Callable, weights, images, batch_size: int, mesh: jax.sharding.Mesh
-) -> Detections:
-    """Detections of all images, on the host. `images[i]` is image i at the model's size."""
-    parts = []
-    for batch, real in image_batches(images, batch_size, parallel.local_rows(batch_size)):
-        found = detect(weights, parallel.shard_batch({"images": batch}, mesh)["images"])
-        parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], found))
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    image, slot = np.nonzero(detections.mask)
+    width_height = sizes[image][:, [1, 0, 1, 0]]
+    boxes = detections.boxes[image, slot].astype(np.float64) * (width_height / image_size)
+    normal = np.arange(len(sizes))
+    return BoxTable(
+        image=np.concatenate([image, normal]),
+        labels=np.concatenate([detections.labels[image, slot], np.full(len(sizes), num_classes)]),
+        boxes=np.concatenate([boxes, np.tile(NO_FINDING_BOX, (len(sizes), 1))]),
+        scores=np.concatenate([detections.scores[image, slot], detections.normal]).astype(
+            np.float64
+        ),
+    )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from jaxdet import InputError
 
@@ -24,19 +25,25 @@ def sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def local_rows(batch_size: int) -> slice:
-    """The rows of a global batch that this process loads.
-
-    Raises:
-        InputError: if the devices cannot share the batch evenly.
-    """
+def check_batch_size(field: str, batch_size: int) -> None:
+    """Raise InputError, naming the config's field, if the devices cannot share a batch evenly."""
     if batch_size % jax.device_count():
         raise InputError(
-            f"batch size {batch_size} does not divide over {jax.device_count()} devices: "
-            "change config.train.batch_size or config.evaluation.batch_size"
+            f"config.{field}: {batch_size} does not divide over {jax.device_count()} devices"
         )
+
+
+def local_rows(batch_size: int) -> slice:
+    """The rows of a global batch that this process loads."""
     rows = batch_size // jax.process_count()
     return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+
+def local_positions(num_images: int, batch_size: int) -> Int[np.ndarray, "batches rows"]:
+    """The images, of so many in consecutive batches, that this process loads; -1 fills up."""
+    positions = np.full(-(-num_images // batch_size) * batch_size, -1)
+    positions[:num_images] = np.arange(num_images)
+    return positions.reshape(-1, batch_size)[:, local_rows(batch_size)]
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -1,85 +1,113 @@
-"""Images in, a submission out."""
+"""Pictures of anyone's, and the test split, predicted by a run's detector."""
 
+import glob
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
-from PIL import Image
+from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from jaxdet import InputError, data, inference, parallel, submission
-from jaxdet.config import with_anchors_of_run
-from jaxdet.evaluate import load_weights
-from jaxdet.models import detector
-from tfds_vinbig import kaggle
+from jaxdet import InputError, images, parallel
+from jaxdet.batches import decode_all
+from jaxdet.boxes import BoxTable
+from jaxdet.dataset import Dataset
+from jaxdet.inference import Loaded, to_table
 
 
-def read_pictures(path: Path, meta: Path | None, image_size: int):
-    """(ids, original sizes, images at the model's size) of a file or of a folder's files.
+class Pictures(NamedTuple):
+    """Images at the model's size with the sizes of their originals.
 
-    With `meta`, original sizes are looked up there by image id; else they are the files' own.
+    `problems` are sentences about the files that could not be read, `notes` about the others.
+    """
+
+    ids: list[str]
+    sizes: Int[np.ndarray, "n 2"]  # (height, width) in pixels
+    images: list[UInt8[np.ndarray, "image_size image_size"]] | UInt8[np.ndarray, "n h w"]
+    problems: list[str]
+    notes: list[str]
+
+
+def find_files(path: str) -> list[Path]:
+    """The pictures that a file, a folder or a glob names.
 
     Raises:
-        InputError: for a missing or unreadable file, two of one name, or an id that `meta` lacks.
+        InputError: if there is none, or two have the same name.
     """
-    if path.is_dir():
-        # Hidden files are none of the user's: macOS leaves a ._NAME.png beside NAME.png.
-        files = sorted(
-            f
-            for f in path.iterdir()
-            if f.suffix.lower() in kaggle.SUFFIXES and not f.name.startswith(".")
-        )
+    place = Path(path).expanduser()
+    if place.is_dir():
+        candidates = place.iterdir()
+    elif place.exists():
+        return [place]
     else:
-        files = [path]
+        candidates = map(Path, glob.glob(str(place)))
+    # Hidden files are none of the user's: macOS leaves a ._NAME.png beside NAME.png.
+    files = sorted(
+        file
+        for file in candidates
+        if file.suffix.lower() in images.SUFFIXES and not file.name.startswith(".")
+    )
     if not files:
-        raise InputError(f"--images={path}: no PNG or JPEG file in it")
+        raise InputError(f"--images={path}: no picture there ({', '.join(images.SUFFIXES)})")
     (stem, times), *_ = Counter(file.stem for file in files).most_common(1)
     if times > 1:
         raise InputError(f"--images={path}: {times} files are named {stem}")
-    known = kaggle.read_sizes(meta) if meta else None
-    ids, sizes, images = [], [], []
-    for file in tqdm(files, "read", unit="image", disable=None):
-        image = kaggle.read_image(file)
-        if known is not None and file.stem not in known:
-            raise InputError(f"--meta={meta}: no line for image_id {file.stem}")
-        ids.append(file.stem)
-        sizes.append(image.shape if known is None else known[file.stem])
-        picture = Image.fromarray(image)
-        if image.shape != (image_size, image_size):
-            picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        images.append(np.asarray(picture))
-    return ids, np.array(sizes), images
+    return files
 
 
-def predict(
-    config: ConfigDict,
-    workdir: Path,
-    which: str = "latest",
-    images: Path | None = None,
-    meta: Path | None = None,
-    output: Path | None = None,
-) -> Path:
-    """Write the detections of a checkpoint as a submission, and return its path.
+def read_pictures(
+    files: list[Path], known_sizes: Mapping[str, tuple[int, int]] | None, image_size: int
+) -> Pictures:
+    """Read files; one that cannot be read is left out, and a problem.
 
-    On the test split of the dataset, in the order of sample_submission.csv where there was one; or
-    on `images`, see `read_pictures`.
+    Args:
+        known_sizes: original (height, width) by id, else they are the files' own.
     """
-    config = with_anchors_of_run(config, workdir)
-    size = config.data.image_size
-    mesh = parallel.make_mesh()
-    weights, step = load_weights(config, workdir, which, mesh)
-    if images is None:
-        test = data.read_split(config.data.name, "test", size, config.data.dir)
-        test = test.take(np.argsort(test.index))
-        ids, sizes, pictures = list(test.ids), test.sizes, data.decode_all(test, "test")
-    else:
-        ids, sizes, pictures = read_pictures(images, meta, size)
-    detect = inference.make_detect(
-        detector.graphdef(config), detector.pyramid(config), size, mesh, **config.inference
+    ids, sizes, pixels, problems, notes = [], [], [], [], Counter()
+    for file in tqdm(files, "read", unit="image", disable=None):
+        try:
+            picture = images.read(file)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if known_sizes is not None and file.stem not in known_sizes:
+            problems.append(f"{file}: --meta has no line for image_id {file.stem}")
+            continue
+        ids.append(file.stem)
+        own = picture.pixels.shape
+        sizes.append(own if known_sizes is None else known_sizes[file.stem])
+        pixels.append(images.resize(picture.pixels, image_size))
+        notes.update(picture.notes)
+    said = [f"{count} pictures: {note}" for note, count in notes.items()]
+    return Pictures(ids, np.array(sizes, np.int64).reshape(-1, 2), pixels, problems, said)
+
+
+def split_pictures(dataset: Dataset, image_size: int, batch_size: int) -> Pictures:
+    """The images of a test split, in the order of its index; of each process its share."""
+    dataset = dataset.take(np.argsort(dataset.index))
+    mine = parallel.local_positions(len(dataset), batch_size).ravel()
+    mine = mine[mine >= 0]
+    pixels = [None] * len(dataset)
+    for i, image in zip(mine, decode_all(dataset.take(mine), image_size, "test"), strict=True):
+        pixels[i] = image
+    return Pictures(list(map(str, dataset.ids)), dataset.sizes, pixels, [], [])
+
+
+def inverted(pictures: Pictures, grey_levels: list[list[float]]) -> list[int]:
+    """Which of the pictures look inverted beside the training images (MONOCHROME1, say)."""
+    return [
+        i
+        for i, image in enumerate(pictures.images)
+        if image is not None and images.looks_inverted(image, grey_levels)
+    ]
+
+
+def predict(loaded: Loaded, pictures: Pictures, num_classes: int) -> BoxTable:
+    """Detections in pixels of the originals, "No finding" among them."""
+    detections = loaded.detector.detect_all(
+        loaded.weights, pictures.images.__getitem__, len(pictures.ids)
     )
-    found = inference.detect_all(detect, weights, pictures, config.evaluation.batch_size, mesh)
-    path = output or workdir / "submission.csv"
-    submission.write(path, ids, submission.to_table(found, sizes, size))
-    print(f"checkpoint {step}: {found.mask.sum()} boxes in {len(ids)} images, written to {path}")
-    return path
+    image_size = loaded.detector.config.data.image_size
+    return to_table(detections, pictures.sizes, image_size, num_classes)

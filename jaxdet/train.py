@@ -1,27 +1,31 @@
 """Training: one loop that reads from top to bottom."""
 
-import json
 import math
+import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from jaxdet import InputError, anchors, checkpoint, data, evaluate, parallel, predict
-from jaxdet.config import TRAINING_IMAGES, with_anchors_of_run
-from jaxdet.models.torchvision import init_from
+from jaxdet import InputError, anchors, checkpoint, images, parallel, workdir
+from jaxdet import config as configs
+from jaxdet.batches import Targets, decode_all, make_targets, read_ahead, training_batches
+from jaxdet.dataset import Dataset, fingerprint_of_ids
+from jaxdet.evaluate import Evaluator
+from jaxdet.inference import Detector, Loaded
+from jaxdet.models.weights import init_from
 from jaxdet.train_step import TrainState, compile_training
-from tfds_vinbig.kaggle import CLASS_NAMES
 
 
-def plan_anchors(config: ConfigDict, targets: data.Targets) -> ConfigDict:
-    """The config with anchors planned from the training boxes, where it has none.
+def plan_anchors(
+    config: ConfigDict, targets: Targets, class_names: tuple[str, ...]
+) -> tuple[ConfigDict, list[str]]:
+    """The config with anchors planned from the training boxes, and the fields that it had none in.
 
     Says how many boxes of each class the anchors can reach: the others learn from poor matches.
     """
@@ -30,6 +34,8 @@ def plan_anchors(config: ConfigDict, targets: data.Targets) -> ConfigDict:
     boxes, labels = targets.boxes[targets.mask], targets.labels[targets.mask]
     if not len(boxes):
         raise InputError("config.data.split: the training images have no boxes to learn from")
+    names = ("levels", "anchor_scales", "aspect_ratios")
+    planned = [f"model.{name}" for name in names if model[name] is None]
     model.levels, model.anchor_scales, model.aspect_ratios = anchors.plan(
         boxes,
         labels,
@@ -40,118 +46,110 @@ def plan_anchors(config: ConfigDict, targets: data.Targets) -> ConfigDict:
         scales=model.anchor_scales,
         aspect_ratios=model.aspect_ratios,
     )
-    layout = (model.levels, model.anchor_scales, model.aspect_ratios)
+    layout = [model[name] for name in names]
     reached = anchors.best_iou(boxes, (size, size), *layout) >= 0.5
     print(f"anchors: levels {layout[0]}, scales {layout[1]} strides, height / width {layout[2]}")
     print(f"they reach {reached.mean():.1%} of {len(boxes)} training boxes at IoU 0.5:")
     for label in np.unique(labels):
         mine = reached[labels == label]
-        print(f"  {CLASS_NAMES[label]:<20} {mine.mean():6.1%} of {len(mine)}")
-    return config
+        print(f"  {class_names[label]:<20} {mine.mean():6.1%} of {len(mine)}")
+    return config, planned
 
 
-def with_pretrained_weights(state: TrainState, file: Path, mesh: jax.sharding.Mesh) -> TrainState:
-    """The first state with the weights of a file of torchvision's, see `init_from`."""
-    params, batch_stats, report = init_from(file.expanduser(), state.params, state.batch_stats)
-    print(report)
-    params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))
-    # Copied, as a donated state must not hold one array twice.
-    ema_params = jax.tree.map(jnp.copy, params)
-    return state._replace(params=params, ema_params=ema_params, batch_stats=batch_stats)
+def train(
+    config: ConfigDict, dataset: Dataset, train_set: Dataset, eval_set: Dataset, folder: Path
+) -> tuple[Loaded, Evaluator]:
+    """Train from the newest checkpoint in `folder`, or from the start, to `config.train.steps`.
 
+    Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard events; at the end the
+    last weights are evaluated into `evaluation.json` and `detections.png`.
 
-def open_log(workdir: Path, step: int) -> Callable[[int, dict], None]:
-    """A function log(step, values) that adds a line to metrics.jsonl and the values to TensorBoard.
+    Args:
+        dataset: the whole split, of which `train_set` is a part.
+        folder: the workdir.
 
-    What an earlier run logged after `step`, where this one goes on, is dropped from both.
-    """
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    checkpoint.write_atomically(path, "".join(kept))
-    events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-
-    def log(step, values):
-        with path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            events.add_scalar(name, value, step)
-        events.flush()
-
-    return log
-
-
-def train(config: ConfigDict, workdir: Path) -> None:
-    """Train from the newest checkpoint in `workdir`, or from the start, to `config.train.steps`.
-
-    Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard events.
+    Returns:
+        The detector with its last weights, and what has scored them.
 
     Raises:
-        InputError: for a bad config field, a missing dataset, a loss that is not finite, or where
-            the run there learns from other images.
+        InputError: for a bad config field, a loss that is not finite, or where the run there is
+            another one.
     """
     # Data.
     batch_size = config.train.batch_size
-    rows = parallel.local_rows(batch_size)
-    train_set, eval_set = data.train_and_eval(config)
-    targets = data.make_targets(train_set, config.data.fusion, config.data.max_boxes)
+    parallel.check_batch_size("train.batch_size", batch_size)
+    parallel.check_batch_size("evaluation.batch_size", config.evaluation.batch_size)
+    targets = make_targets(train_set, config.data.fusion, config.data.image_size)
     print(
         f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on; "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     )
 
-    # Anchors: of the run that goes on here, or planned.
-    resumes = checkpoint.exists(workdir)
-    if resumes:
-        config = with_anchors_of_run(config, workdir, same=("seed", *TRAINING_IMAGES))
-    config = plan_anchors(config, targets)
+    # The run that goes on here, or a new one with anchors of its own.
+    if checkpoint.exists(folder):
+        config, run = check_run(config, dataset, train_set, folder)
+    else:
+        config, planned = plan_anchors(config, targets, dataset.class_names)
+        run = new_run(config, dataset, train_set, planned)
 
     # Model and optimiser, on every device.
     mesh = parallel.make_mesh()
-    init, step_fn = compile_training(config, mesh)
-    if config.model.init_from and not resumes:
+    init, step_fn = compile_training(config, dataset.num_classes, mesh)
+    detector = Detector(config, dataset.num_classes, mesh)
+    abstract = jax.eval_shape(init)
+    if config.model.init_from and not checkpoint.exists(folder):
         # Only to see that it fits, before anything is written.
-        abstract = jax.eval_shape(init)
         init_from(Path(config.model.init_from).expanduser(), abstract.params, abstract.batch_stats)
+    check_room(folder, abstract)
 
-    main_process = jax.process_index() == 0
-    with checkpoint.open_manager(workdir) as manager:
+    scores_by_step = workdir.read_scores(folder) if checkpoint.exists(folder) else {}
+    with checkpoint.open_manager(folder, scores_by_step) as manager:
         # Where to begin.
         if manager.latest_step() is None:
             state = init()
             if config.model.init_from:
                 state = with_pretrained_weights(state, Path(config.model.init_from), mesh)
         else:
-            abstract = checkpoint.abstract_of(jax.eval_shape(init), parallel.replicated(mesh))
-            state = checkpoint.restore(manager, manager.latest_step(), **to_items(abstract))
-            state = from_items(state)
-            print(f"resuming at step {int(state.step)}")
+            abstract = checkpoint.abstract_of(abstract, parallel.replicated(mesh))
+            items, newest = checkpoint.restore_newest(manager, **to_items(abstract))
+            state = from_items(items)
+            for step in manager.all_steps():
+                if step > newest:  # unreadable
+                    manager.delete(step)
+            print(f"resuming at step {newest}")
         first = int(state.step)
-        if main_process:
-            text = config.to_json(indent=2, sort_keys=False)
-            checkpoint.write_atomically(workdir / "config.json", text + "\n")
-        log = open_log(workdir, first) if main_process else lambda step, values: None
-        if first >= config.train.steps:
-            return
+        for step in [step for step in scores_by_step if step > first]:
+            del scores_by_step[step]
+        workdir.write_config(folder, config, run)
+        log = workdir.open_log(folder, first)
+        evaluator = Evaluator(detector, eval_set)
+
+        def evaluate(step):
+            scores = evaluator.score(state.weights())
+            scores_by_step[step] = scores[workdir.METRIC]
+            log(step, {k: v for k, v in scores.items() if k == "AP" or isinstance(v, float)})
+            progress.write(f"step {step}: {workdir.METRIC} {scores[workdir.METRIC]:.3f}")
 
         # The loop.
-        batches = data.training_batches(config, train_set, targets, rows)
-        stream = data.read_ahead(batches, first, config.data.num_workers)
-        evaluator = evaluate.Evaluator(config, eval_set, mesh)
+        if first < config.train.steps:
+            batches = training_batches(config, train_set, targets, parallel.local_rows(batch_size))
+            stream = read_ahead(batches, first, config.data.num_workers)
         progress = tqdm(
             total=config.train.steps,
             initial=first,
             unit="step",
             smoothing=0,  # steps are handed out ahead of their end, so only the average says when
-            disable=not main_process,
+            disable=None if jax.process_index() == 0 else True,
         )
+        if evaluates(config, first) and first not in scores_by_step:
+            evaluate(first)  # stopped between a checkpoint and its evaluation
         since, since_step = time.perf_counter(), first
         for step in range(first + 1, config.train.steps + 1):
             state, metrics = step_fn(state, parallel.shard_batch(next(stream), mesh))
             progress.update()
-            evaluates = step % config.train.evaluate_every == 0 or step == config.train.steps
+            saves = evaluates(config, step) or step % config.train.checkpoint_every == 0
 
-            if step % config.train.log_every == 0 or evaluates:
+            if step % config.train.log_every == 0 or saves:
                 values = {name: float(value) for name, value in metrics.items()}
                 if not math.isfinite(values["loss"]):
                     raise InputError(
@@ -163,22 +161,85 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 progress.set_postfix_str(f"loss={values['loss']:.3f}, {rate:.0f} images/s")
                 since, since_step = time.perf_counter(), step
 
-            if evaluates:
-                scores = evaluator.score(state.weights())
-                flat = {k: v for k, v in scores.items() if isinstance(v, float)}
-                log(step, flat)
-                progress.write(f"step {step}: mAP@0.4 {scores[checkpoint.METRIC]:.3f}")
-                checkpoint.save(manager, step, scores[checkpoint.METRIC], **to_items(state))
+            # Saved before it is scored: an evaluation may fail, and weights took longer.
+            if saves:
+                checkpoint.save(manager, step, **to_items(state))
+            if evaluates(config, step):
+                evaluate(step)
                 since, since_step = time.perf_counter(), step
         progress.close()
+    if evaluator.table is None:  # nothing was left to do
+        evaluator.score(state.weights())
+    evaluator.write(folder, int(state.step))
+    return Loaded(detector, state.weights(), int(state.step)), evaluator
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
-    """Train, then evaluate the last checkpoint and predict the test split where there is one."""
-    train(config, workdir)
-    evaluate.evaluate(config, workdir)
-    if "test" in data.open_dataset(config.data.name, config.data.dir).info.splits:
-        predict.predict(config, workdir)
+def evaluates(config: ConfigDict, step: int) -> bool:
+    """Whether a step is evaluated."""
+    return step > 0 and (step % config.train.evaluate_every == 0 or step == config.train.steps)
+
+
+def new_run(
+    config: ConfigDict, dataset: Dataset, train_set: Dataset, planned: list[str]
+) -> workdir.Run:
+    """What a run that begins now is of."""
+    some = np.unique(np.linspace(0, len(train_set) - 1, min(len(train_set), 500)).astype(int))
+    pictures = decode_all(train_set.take(some), config.data.image_size, "grey levels")
+    return workdir.Run(
+        class_names=list(dataset.class_names),
+        class_ids=list(dataset.class_ids),
+        dataset=dataset.fingerprint(),
+        training_images=fingerprint_of_ids(train_set.ids),
+        planned=planned,
+        grey_levels=images.grey_levels(pictures),
+    )
+
+
+def check_run(
+    config: ConfigDict, dataset: Dataset, train_set: Dataset, folder: Path
+) -> tuple[ConfigDict, workdir.Run]:
+    """The config as the run in `folder` has it, and what that run is of.
+
+    Raises:
+        InputError: if the run has another config, or is of other images.
+    """
+    config = configs.as_run(config, folder)
+    _, run = workdir.read_config(folder)
+    for what, theirs, ours in (
+        ("class names", run.class_names, list(dataset.class_names)),
+        ("training images", run.training_images, fingerprint_of_ids(train_set.ids)),
+        ("images or annotations", run.dataset, dataset.fingerprint()),
+    ):
+        if theirs != ours:
+            raise InputError(
+                f"config.data: the run in {folder} has other {what} than {config.data.name} in "
+                f"{config.data.dir} has now: give --config.data.dir of that dataset, or another "
+                "--workdir"
+            )
+    return config, run
+
+
+def check_room(folder: Path, state: TrainState) -> None:
+    """Raise InputError unless the disk of `folder` has room for the checkpoints that are kept."""
+    sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(state)]
+    needed = 4 * sum(sizes)  # three, and one that is being written
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"--workdir: checkpoints need {needed / 1e6:.0f} MB, and {existing} has room for "
+            f"{free / 1e6:.0f} MB"
+        )
+
+
+def with_pretrained_weights(state: TrainState, file: Path, mesh: jax.sharding.Mesh) -> TrainState:
+    """The first state with the weights of a file, see `init_from`."""
+    params, batch_stats, report = init_from(file.expanduser(), state.params, state.batch_stats)
+    print(report)
+    params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))
+    # Copied, as a donated state must not hold one array twice.
+    ema_params: nnx.State = jax.tree.map(jnp.copy, params)
+    return state._replace(params=params, ema_params=ema_params, batch_stats=batch_stats)
 
 
 def to_items(state: TrainState) -> dict:

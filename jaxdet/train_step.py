@@ -5,17 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxdet import InputError, parallel
-from jaxdet.augment import augment, normalize
+from jaxdet import models, parallel
+from jaxdet.augment import augment
 from jaxdet.compilation import jit
-from jaxdet.losses import image_loss, retinanet_loss
-from jaxdet.matching import match_anchors, match_anchors_atss
-from jaxdet.models import detector
+from jaxdet.images import normalize
 
 
 class TrainState(NamedTuple):
@@ -25,7 +22,7 @@ class TrainState(NamedTuple):
     params: nnx.State
     batch_stats: nnx.State
     opt_state: optax.OptState
-    ema_params: nnx.State  # of the parameters: what is evaluated and kept as "weights"
+    ema_params: nnx.State  # exponential moving average: what is evaluated and kept as "weights"
 
     def weights(self) -> dict[str, nnx.State]:
         """What inference needs."""
@@ -33,95 +30,62 @@ class TrainState(NamedTuple):
 
 
 def make_schedule(config: ConfigDict) -> optax.Schedule:
-    """Linear warm-up from 0, then a cosine to 0 at the last step."""
+    """Linear warm-up from 0, then a cosine to 0 at the last step; `config` is `config.train`."""
     return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup_steps, max(config.steps, config.warmup_steps + 1)
     )
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Clipping, then SGD with momentum or AdamW. Biases and normalisation do not decay.
+def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.GradientTransformation:
+    """Clipping, then SGD with momentum or AdamW. Kernels decay; biases and normalisation do not.
 
-    The backbone learns at `backbone_lr_multiplier` times the learning rate, its first
-    `frozen_stages` not at all (see `ResNet`).
+    The backbone learns at `backbone_lr_multiplier` times the learning rate.
 
-    Raises:
-        InputError: for another optimiser.
+    Args:
+        config: `config.train`.
+        frozen: how the names of the parameters begin that do not learn, see
+            `models.frozen_parameters`.
     """
 
-    def decays(params):
-        return jax.tree.map(lambda x: x.ndim > 1, params)
+    def by_name(function):
+        def of_tree(params):
+            return jax.tree.map_with_path(
+                lambda path, _: function(jax.tree_util.keystr(path, simple=True, separator="/")),
+                params,
+            )
 
-    # Frozen stages have no gradient, but weight decay would still move them.
-    frozen = ["backbone/conv1/", "backbone/bn1/"][: 2 * config.frozen_stages]
-    frozen += [f"backbone/stages/{i}/" for i in range(config.frozen_stages - 1)]
+        return of_tree
 
-    def rate(path, update):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name.startswith(tuple(frozen)):
-            return jnp.zeros_like(update)
-        return config.backbone_lr_multiplier * update if name.startswith("backbone/") else update
+    def group(name):
+        if name.startswith(frozen):
+            return "frozen"
+        return "backbone" if name.startswith("backbone/") else "rest"
 
+    decays = by_name(lambda name: name.removesuffix("/value").endswith("kernel"))
+
+    schedule = make_schedule(config)
     if config.optimizer == "sgd":
         update = optax.chain(
             optax.add_decayed_weights(config.weight_decay, mask=decays),
-            optax.sgd(make_schedule(config), momentum=config.momentum),
+            optax.sgd(schedule, momentum=config.momentum),
         )
-    elif config.optimizer == "adamw":
-        update = optax.adamw(make_schedule(config), weight_decay=config.weight_decay, mask=decays)
     else:
-        raise InputError(
-            f"config.train.optimizer: {config.optimizer!r} is not one of 'sgd', 'adamw'"
-        )
-    rates = optax.stateless(lambda updates, _: jax.tree.map_with_path(rate, updates))
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update, rates)
-
-
-def init_state(config: ConfigDict, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state at step 0. Run it under `jax.jit`: eager construction takes seconds."""
-    _, params, batch_stats = detector.split(detector.create(config, nnx.Rngs(config.seed)))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        ema_params=jax.tree.map(jnp.copy, params),  # a donated state must not hold one array twice
+        update = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
+    scales = {"frozen": 0.0, "backbone": config.backbone_lr_multiplier, "rest": 1.0}
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        update,
+        optax.partition(
+            {name: optax.scale(scale) for name, scale in scales.items()},
+            by_name(group),
+        ),
     )
 
 
 def make_train_step(
     config: ConfigDict, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """The step (state, batch) -> (state, metrics), a pure function to be jitted.
-
-    Raises:
-        InputError: for a field of `config.loss` that it cannot follow.
-    """
-    for field, known in (("matching", ("iou", "atss")), ("box", ("l1", "giou"))):
-        if config.loss[field] not in known:
-            raise InputError(
-                f"config.loss.{field}: {config.loss[field]!r} is not one of {', '.join(known)}"
-            )
-    model_config, loss_config = config.model, config.loss
-    pyramid = detector.pyramid(config)
-    locations = jnp.asarray(np.concatenate(pyramid))
-    per_location = len(model_config.anchor_scales) * len(model_config.aspect_ratios)
-
-    def match(boxes, mask):
-        if loss_config.matching == "iou":
-            iou_range = loss_config.foreground_iou, loss_config.background_iou
-            return match_anchors(locations, boxes, mask, *iou_range)
-        return match_anchors_atss(pyramid, boxes, mask, per_location, loss_config.atss_candidates)
-
-    def losses_of_image(outputs, boxes, labels, scores, mask):
-        class_loss, box_loss = retinanet_loss(
-            outputs.class_logits, outputs.box_offsets, locations, match(boxes, mask),
-            boxes, labels, scores, loss_config.alpha, loss_config.gamma, loss_config.box,
-        )  # fmt: skip
-        losses = {"class_loss": class_loss, "box_loss": box_loss}
-        if outputs.image_logits is not None:
-            losses["image_loss"] = image_loss(outputs.image_logits, labels, scores, mask)
-        return losses
+    """The step (state, batch) -> (state, metrics), a pure function to be jitted."""
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -132,24 +96,18 @@ def make_train_step(
         def loss_fn(params):
             model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
             outputs = model(normalize(images), train=True)
-            losses = jax.vmap(losses_of_image)(
-                outputs, boxes, batch["labels"], batch["scores"], mask
-            )
-            losses = {name: value.mean() for name, value in losses.items()}
-            loss = losses["class_loss"] + loss_config.box_weight * losses["box_loss"]
-            loss += loss_config.image_weight * losses.get("image_loss", 0.0)
-            _, _, batch_stats = detector.split(model)
-            return loss, (losses, batch_stats)
+            losses = model.losses(outputs, boxes, batch["labels"], batch["scores"], mask)
+            _, _, batch_stats = models.split(model)
+            return losses["loss"], (losses, batch_stats)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (losses, batch_stats)), grads = grad_fn(state.params)
+        (_, (losses, batch_stats)), grads = grad_fn(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young average follows closely, or it would remember the random start for long.
         decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
         metrics = {
-            "loss": loss,
             **losses,
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": make_schedule(config.train)(state.step),
@@ -160,19 +118,38 @@ def make_train_step(
 
 
 def compile_training(
-    config: ConfigDict, mesh: jax.sharding.Mesh
+    config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh
 ) -> tuple[Callable[[], TrainState], Callable[[TrainState, dict], tuple[TrainState, dict]]]:
     """The jitted `init()` and `step(state, batch)`: state on every device, batch split over them.
 
     The step takes the state's memory for the new one.
     """
-    optimizer = make_optimizer(config.train)
+
+    def create():
+        sections = config.model, config.loss, num_classes, config.data.image_size
+        return models.create(*sections, nnx.Rngs(config.seed))
+
+    model = nnx.eval_shape(create)  # its structure alone
+    frozen = models.frozen_parameters(config.model.backbone.frozen_stages)
+    optimizer = make_optimizer(config.train, frozen)
+
+    def init():
+        _, params, batch_stats = models.split(create())
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            # Copied, as a donated state must not hold one array twice.
+            ema_params=jax.tree.map(jnp.copy, params),
+        )
+
     replicated = parallel.replicated(mesh)
-    init = jit(lambda: init_state(config, optimizer), out_shardings=replicated)
     step = jit(
-        make_train_step(config, detector.graphdef(config), optimizer),
+        make_train_step(config, models.split(model)[0], optimizer),
         in_shardings=(replicated, parallel.sharded(mesh)),
         out_shardings=replicated,
         donate_argnums=0,
     )
-    return init, step
+    # Under jit, as eager construction takes seconds.
+    return jit(init, out_shardings=replicated), step

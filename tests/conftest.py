@@ -1,16 +1,31 @@
 """Every annotated shape and type of jaxdet is checked while the tests run; and data for them."""
 
+import contextlib
+import gc
+import io
 import os
+import tempfile
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+# Compiling takes longer than running such small networks: not much of it.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
+# What one test has compiled another need not, in this process or in one that it starts.
+CACHE = tempfile.TemporaryDirectory(prefix="jaxdet-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from jaxtyping import install_import_hook
 
 install_import_hook("jaxdet", "beartype.beartype").__enter__()
 
+from types import SimpleNamespace
+
+import jax
 import numpy as np
 import pandas as pd
 import pytest
+from absl.testing import flagsaver
 from PIL import Image
 
 from tfds_vinbig.kaggle import CLASS_NAMES, NO_FINDING
@@ -60,7 +75,7 @@ def kaggle_folder(tmp_path_factory):
                     box = (x1 * 1.5, y1 * 2.0, x2 * 1.5, y2 * 2.0)
                     rows.append((name, CLASS_NAMES[label], label, reader, *box))
                 if not found:
-                    rows.append((name, "No finding", NO_FINDING, reader, *[None] * 4))
+                    rows.append((name, NO_FINDING, len(CLASS_NAMES), reader, *[None] * 4))
     columns = ["image_id", "class_name", "class_id", "rad_id", "x_min", "y_min", "x_max", "y_max"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "train.csv", index=False)
     for split, lines in meta.items():
@@ -91,12 +106,71 @@ def config(data_dir):
     config = retina.get_config()
     config.data.dir = str(data_dir)
     config.data.image_size = 64
-    config.data.max_boxes = 4
     config.data.num_workers = 1
-    config.model.update({"depth": 18, "width": 16, "fpn_channels": 32, "head_channels": 32})
-    config.model.update({"levels": (3, 4, 5), "head_depth": 1, "dtype": "float32"})
+    config.model.backbone.update({"depth": 10, "width": 16})
+    config.model.update({"fpn_channels": 32, "head_channels": 32, "head_depth": 1})
+    config.model.update({"levels": (3, 4, 5), "dtype": "float32"})
     config.model.update({"anchor_scales": (2.0, 2.52, 3.17), "aspect_ratios": (0.4, 1.0, 2.0)})
     config.train.update({"batch_size": 8, "steps": 4, "warmup_steps": 0, "learning_rate": 3e-3})
-    config.train.update({"log_every": 1, "evaluate_every": 2})
+    config.train.update({"log_every": 1, "checkpoint_every": 2, "evaluate_every": 2})
     config.evaluation.batch_size = 4
     return config
+
+
+@pytest.fixture(scope="session")
+def dataset(data_dir):
+    """The split "train" of the shapes."""
+    from jaxdet.dataset import open_dataset, read_split
+
+    return read_split(open_dataset("tfds_vinbig/256", str(data_dir)), "train")
+
+
+def command(*arguments) -> SimpleNamespace:
+    """What `python run.py ARGUMENTS` does, in this process: its exit code and what it prints."""
+    import jaxdet.train  # noqa: F401  defines flags of its tools, which are not to be forgotten
+    import run
+
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+        flagsaver.flagsaver(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("sys.argv", [])
+        code = run.run(["run.py", *map(str, arguments)])
+    return SimpleNamespace(code=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+
+
+TINY = [
+    "--config=configs/phantom.py", "--config.data.name=tfds_vinbig/256",
+    "--config.data.image_size=64", "--config.model.backbone.depth=10",
+    "--config.model.backbone.width=8", "--config.model.fpn_channels=16",
+    "--config.model.head_channels=16",
+    "--config.model.levels=(4,5)", "--config.train.batch_size=4", "--config.train.steps=3",
+    "--config.train.warmup_steps=1", "--config.train.evaluate_every=2",
+    "--config.train.log_every=1", "--config.evaluation.batch_size=4",
+    "--config.inference.score_threshold=0.0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny(data_dir):
+    """Flags of a run that takes seconds."""
+    return [*TINY, f"--config.data.dir={data_dir}"]
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory):
+    """A workdir after --mode=train, and what was printed. No test changes what is in it."""
+    workdir = tmp_path_factory.mktemp("run")
+    done = command(*tiny, f"--workdir={workdir}")
+    assert done.code == 0, done.stderr
+    return workdir, done
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_programs():
+    """Compiled programs of one module are not kept through the next: they take gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()

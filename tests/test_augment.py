@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.augment import augment, normalize, warp_boxes, warp_image
+from jaxdet.augment import augment, warp_boxes, warp_image
+from jaxdet.images import normalize
 
 NOTHING = {
     "flip": 0.0, "scale": 0.0, "shift": 0.0, "rotate": 0.0, "min_visible": 0.3,

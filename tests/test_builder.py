@@ -2,7 +2,6 @@
 
 import io
 import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -16,9 +15,9 @@ from PIL import Image
 from tensorflow_datasets.core import shuffle
 
 import tfds_vinbig
-from jaxdet import InputError
-from tfds_vinbig import __main__ as command
+from jaxdet import InputError, images
 from tfds_vinbig import kaggle
+from tfds_vinbig import records as records_room
 from tfds_vinbig import tfds_vinbig_dataset_builder as builder
 
 HEADER = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max"
@@ -26,7 +25,7 @@ ROWS = [
     "a,Cardiomegaly,3,R9,10,20,110.5,220",
     "b,No finding,14,R1,,,,",
     "a,Pulmonary fibrosis,13,R8,0,0,200,300",
-    "a,Cardiomegaly,3,R9,10,20,110.5,220",  # a row that is there twice stays there twice
+    "a,Cardiomegaly,3,R10,10,20,110.5,220",  # the same box of another reader is another row
     "b,No finding,14,R2,,,,",
 ]
 
@@ -72,7 +71,7 @@ def tree(path):
 
 def test_records_are_what_the_folder_says(folder, tmp_path, capsys):
     path = builder.build("256", tmp_path / "data", folder)
-    assert path == tmp_path / "data/tfds_vinbig/256/1.0.0"
+    assert path == tmp_path / "data/tfds_vinbig/256/1.1.0"
     assert capsys.readouterr() == ("", "")  # no announcement, no bar where no one watches
     train = records(path)
     a, b = train["a"], train["b"]
@@ -81,7 +80,7 @@ def test_records_are_what_the_folder_says(folder, tmp_path, capsys):
     np.testing.assert_array_equal(a["image"][..., 0], picture(0))
     np.testing.assert_array_equal(b["image"][..., 0], picture(1))
     assert list(a["objects"]["label"]) == [3, 13, 3]
-    assert list(a["objects"]["reader"]) == [b"R9", b"R8", b"R9"]
+    assert list(a["objects"]["reader"]) == [b"R9", b"R8", b"R10"]
     np.testing.assert_allclose(
         pixels(a), [[10, 20, 110.5, 220], [0, 0, 200, 300], [10, 20, 110.5, 220]], atol=1e-4
     )
@@ -99,6 +98,8 @@ def test_label_names_are_the_classes(folder, tmp_path):
     assert info.metadata == {
         "train": {"images": 2, "boxes": 3, "no_finding_rows": 2},
         "test": {"images": 1, "boxes": 0, "no_finding_rows": 0},
+        "class_ids": list(range(15)),
+        "source": {"manual_dir": str(folder)},
     }
 
 
@@ -142,8 +143,8 @@ def test_boxes_survive_the_relative_form(data):
         sorted(data.draw(st.tuples(*[st.one_of(st.integers(0, n), st.floats(0, n))] * 2)))
         for n in extent
     )
-    row = kaggle.Row("a", 0, "R1", x[0], y[0], x[1], y[1])
-    record = kaggle.Record("a", Path("a.png"), height, width, 0, [row])
+    row = records_room.Row("a", 0, "R1", x[0], y[0], x[1], y[1])
+    record = records_room.Record("a", Path("a.png"), height, width, 0, [row])
     box = builder.relative(row, record)
     stored = tfds.features.BBoxFeature().encode_example(box)
     assert stored.dtype == np.float32
@@ -179,7 +180,9 @@ def test_other_pictures_are_stored_as_8_bit_gray(tmp_path, kind):
     with Image.open(io.BytesIO(data := builder.encode(path, 256))) as stored:
         assert (stored.format, stored.mode, stored.size) == ("PNG", "L", (256, 256))
     assert data[24:26] == b"\x08\x00"  # 8 bits, gray
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), kaggle.read_image(path))
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(data))), images.read(path).pixels
+    )
 
 
 @pytest.mark.parametrize("config, size", [("256", 256), ("512", 512), ("phantom", 256)])
@@ -194,6 +197,15 @@ def test_pictures_of_another_size_are_resized(folder, tmp_path, config, size):
     # Boxes and sizes stay those of the original.
     assert (a["height"], a["width"]) == (300, 200)
     np.testing.assert_allclose(pixels(a)[1], [0, 0, 200, 300])
+
+
+def test_a_picture_that_is_turned_when_shown_is_stored_turned(folder, tmp_path):
+    """Though it is a PNG of the right size and depth: readers of records know no EXIF."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    Image.fromarray(picture(0)).save(folder / "train/a.png", exif=exif)
+    built = builder.build("256", tmp_path / "data", folder)
+    np.testing.assert_array_equal(records(built)["a"]["image"][..., 0], np.rot90(picture(0), -1))
 
 
 # The phantom
@@ -229,12 +241,12 @@ def test_the_phantom_is_drawn_where_it_is_missing(tmp_path, phantom, given_folde
     assert files(other) == files(path) and len(phantom) == 1
 
 
-def test_a_phantom_that_is_not_whole_is_never_at_its_place(tmp_path, phantom, monkeypatch):
-    def draw_half(folder, **keywords):
-        make_folder(Path(folder))
+def test_a_phantom_that_is_not_whole_is_never_at_its_place(tmp_path, monkeypatch):
+    def draw_half(plans, size, folder, workers):
+        (folder / "train" / "half.png").write_bytes(b"")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tfds_vinbig.phantom, "draw_folder", draw_half)
+    monkeypatch.setattr("tfds_vinbig.phantom.folder.draw_all", draw_half)
     with pytest.raises(KeyboardInterrupt):
         builder.build("phantom", tmp_path / "new" / "data")
     assert tree(tmp_path) == []
@@ -303,8 +315,8 @@ def test_a_data_dir_without_permission_is_named(folder, tmp_path):
 
 
 def test_a_directory_that_is_no_dataset_is_named(folder, tmp_path):
-    (tmp_path / "tfds_vinbig/256/1.0.0").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"256/1\.0\.0: not a whole dataset"):
+    (tmp_path / "tfds_vinbig/256/1.1.0").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"256/1\.1\.0: not a whole dataset"):
         builder.build("256", tmp_path, folder)
 
 
@@ -312,82 +324,3 @@ def test_home_is_expanded(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = builder.build("256", "~/data", "~/kaggle", train_meta="~/kaggle/train_meta.csv")
     assert path.is_relative_to(tmp_path / "data")
-
-
-# The command
-
-
-def test_the_command_says_what_there_is_and_what_comes_next(folder, tmp_path, capsys):
-    flags = ["--config=512", f"--manual_dir={folder}", f"--data_dir={tmp_path}"]
-    for _ in range(2):  # built, and found built
-        command.main(flags)
-        out = capsys.readouterr().out
-        assert f"dataset: {tmp_path}/tfds_vinbig/512/1.0.0" in out
-        assert "train: 2 images, 3 boxes, 2 rows of no finding" in out
-        assert "test: 1 images, 0 boxes, 0 rows of no finding" in out
-        assert f"run.py --config=configs/retina.py:512 --config.data.dir={tmp_path}" in out
-
-
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        ([], "--config"),
-        (["--config=12"], "--config: invalid choice: '12'"),
-        (["--config=256"], "--manual_dir: needed"),
-        (["--config=256", "--manual_dir="], "--manual_dir: expected a path"),
-        (["--config=256", "--manual_dir"], "--manual_dir: expected one argument"),
-        (["--config=256", "--manual_dir=x", "--data=y"], "--data=y"),
-        (["--config=256", "--manual_dir=x", "y"], "y"),
-    ],
-)
-def test_a_wrong_flag_is_named(flags, said):
-    with pytest.raises(InputError) as caught:
-        command.main(flags)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
-
-
-def run(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "tfds_vinbig", *flags],
-        cwd=Path(tfds_vinbig.__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_exit_codes(folder, tmp_path):
-    done = run("--config=256", f"--manual_dir={folder}", f"--data_dir={tmp_path / 'data'}")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("dataset: ")
-    assert "--manual_dir FOLDER" in run("--help").stdout
-    # Another process writes the same bytes (protobuf orders fields by a seed of the process).
-    here = builder.build("256", tmp_path / "here", folder)
-    assert files(here) == files(tmp_path / "data/tfds_vinbig/256/1.0.0")
-
-    (folder / "train/a.png").write_bytes((folder / "train/a.png").read_bytes()[:5000])
-    for flags, said in (
-        (["--config=12"], "--config"),
-        (["--config=512", f"--manual_dir={tmp_path / 'gone'}"], "gone: no such folder"),
-        (["--config=512", f"--manual_dir={folder}"], "train/a.png: broken image"),
-    ):
-        done = run(*flags, f"--data_dir={tmp_path / 'other'}")
-        assert done.returncode == 2 and done.stdout == ""
-        assert said in done.stderr and done.stderr.count("\n") == 1
-    assert not (tmp_path / "other").exists()
-
-
-def test_interrupt_exits_130_without_a_word(tmp_path):
-    code = (
-        "import sys, runpy, tfds_vinbig.tfds_vinbig_dataset_builder as b\n"
-        "def interrupt(**flags): raise KeyboardInterrupt\n"
-        "b.build = interrupt\n"
-        "sys.argv = ['x', '--config=phantom']\n"
-        "runpy.run_module('tfds_vinbig', run_name='__main__')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(tfds_vinbig.__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

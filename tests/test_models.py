@@ -183,7 +183,7 @@ def test_group_norm_has_32_groups_or_8(channels, groups):
 @pytest.mark.parametrize(
     "fields,message",
     [
-        ({"backbone.depth": 20}, r"model\.backbone\.depth: 20 is not one of 18, 34, 50, 101"),
+        ({"backbone.depth": 20}, r"model\.backbone\.depth: 20 is not one of 10, 18, 34, 50, 101"),
         ({"backbone.name": "vgg"}, r"model\.backbone\.name: 'vgg' is not one of resnet, convnext"),
         ({"backbone.norm": "layer"}, r"model\.backbone\.norm: 'layer' is not one of batch, froz"),
         ({"backbone.name": "convnext"}, r"model\.backbone\.norm: 'batch' is not 'layer'"),

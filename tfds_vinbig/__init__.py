@@ -1,1 +1,1 @@
-"""VinBigData chest X-rays as a TFDS dataset, and the phantom that stands in for them."""
+"""Files of the outside, and the TFDS datasets that are made of them."""

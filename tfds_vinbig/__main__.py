@@ -1,15 +1,34 @@
-"""Build the dataset from a Kaggle folder, or the phantom from nothing.
+"""Build a dataset from a Kaggle folder or from COCO's JSON, or the phantom from nothing.
 
 python -m tfds_vinbig --config=256 --manual_dir=KAGGLE_FOLDER
 python -m tfds_vinbig --config=phantom
+python -m tfds_vinbig --config=NAME --size=N --manual_dir=FOLDER
+python -m tfds_vinbig --config=NAME --size=N --coco=INSTANCES.json --images=FOLDER
 """
 
 import argparse
+import re
+import shlex
 import sys
+from pathlib import Path
 
 from absl import logging
 
 from jaxdet import InputError
+
+# Other names are datasets of one's own.
+FIXED = ("256", "512", "1024", "phantom")
+SIZES = range(16, 8193)
+PATHS = {
+    "manual_dir": "FOLDER",
+    "data_dir": "DIR",
+    "train_csv": "CSV",
+    "train_meta": "CSV",
+    "test_meta": "CSV",
+    "coco": "JSON",
+    "images": "FOLDER",
+    "test_images": "FOLDER",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,37 +48,89 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog="python -m tfds_vinbig",
         description="Build the TFDS dataset tfds_vinbig (ArrayRecord; no TensorFlow needed).",
         epilog="The Kaggle folder holds train/<image_id>.png, train.csv and train_meta.csv; for a "
-        "test split also test/<image_id>.png, test_meta.csv and sample_submission.csv. PNG or "
-        "JPEG, 8 or 16 bits; tables are read by column name.",
+        "test split also test/<image_id>.png, test_meta.csv and sample_submission.csv. PNG, JPEG "
+        "or TIFF, 8 or 16 bits; tables are read by column name.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--config",
         required=True,
-        choices=("256", "512", "1024", "phantom"),
-        help="pixels of the stored pictures (others are resized), or the phantom, which is drawn",
+        help="256, 512 or 1024: VinBigData with stored pictures of so many pixels (others are "
+        "resized); phantom, which is drawn; or a name for a dataset of your own",
     )
-    parser.add_argument(
-        "--manual_dir",
-        metavar="FOLDER",
-        help="the Kaggle folder; for the phantom where it is, or is drawn (default DIR/phantom)",
-    )
-    parser.add_argument(
-        "--data_dir",
-        metavar="DIR",
-        default="~/tensorflow_datasets",
-        help="where datasets go (default %(default)s)",
-    )
-    parser.add_argument("--train_csv", metavar="CSV", help="instead of FOLDER/train.csv")
-    parser.add_argument("--train_meta", metavar="CSV", help="instead of FOLDER/train_meta.csv")
-    parser.add_argument("--test_meta", metavar="CSV", help="instead of FOLDER/test_meta.csv")
+    parser.add_argument("--size", metavar="N", help="pixels of the stored pictures of your own")
+    helps = {
+        "manual_dir": "the Kaggle folder; of your own, its train.csv names the classes; for the "
+        "phantom where it is, or is drawn (default DIR/phantom)",
+        "data_dir": "where datasets go (default %(default)s)",
+        "train_csv": "instead of FOLDER/train.csv",
+        "train_meta": "instead of FOLDER/train_meta.csv",
+        "test_meta": "instead of FOLDER/test_meta.csv",
+        "coco": "annotations of your own; images without are normal",
+        "images": "the pictures of --coco",
+        "test_images": "pictures for a test split beside --coco",
+    }
+    for name, metavar in PATHS.items():
+        default = "~/tensorflow_datasets" if name == "data_dir" else None
+        parser.add_argument(f"--{name}", metavar=metavar, default=default, help=helps[name])
     flags = parser.parse_args(arguments)
-    for name in ("manual_dir", "data_dir", "train_csv", "train_meta", "test_meta"):
-        if getattr(flags, name) == "":
-            parser.error(f"argument --{name}: expected a path")
-    if flags.manual_dir is None and flags.config != "phantom":
-        parser.error(f"argument --manual_dir: needed with --config={flags.config}")
+    for name in PATHS:
+        value = getattr(flags, name)
+        try:
+            wrong = value is not None and (not value or "\0" in value)
+            Path(value or "").expanduser()
+        except RuntimeError:  # ~NAME of nobody
+            wrong = True
+        if wrong:
+            parser.error(f"argument --{name}: expected a path, not {value!r}")
+    check(flags)
     return flags
+
+
+def check(flags: argparse.Namespace) -> None:
+    """Which flags go together; `size` becomes a number.
+
+    Raises:
+        InputError: naming the flag that is missing or too many.
+    """
+
+    def refuse(names: tuple[str, ...], why: str) -> None:
+        for name in names:
+            if getattr(flags, name) is not None:
+                raise InputError(f"argument --{name}: not with {why}")
+
+    config = flags.config
+    if config in FIXED:
+        refuse(("size", "coco", "images", "test_images"), f"--config={config}, which is VinBigData")
+        if flags.manual_dir is None and config != "phantom":
+            raise InputError(f"argument --manual_dir: needed with --config={config}")
+        return
+    if not re.fullmatch(r"\w[\w.-]{0,99}", config, re.ASCII):
+        raise InputError(
+            f"argument --config: {config!r} is neither {', '.join(FIXED)}, nor a name of letters, "
+            "digits, '_', '-' and '.' for a dataset of your own"
+        )
+    if flags.size is None:
+        raise InputError(
+            f"argument --size: needed with --config={config}, a dataset of your own (VinBigData is "
+            f"{', '.join(FIXED[:-1])})"
+        )
+    if not (re.fullmatch("[0-9]{1,9}", flags.size) and int(flags.size) in SIZES):
+        raise InputError(
+            f"argument --size: {flags.size!r} is not a number of pixels from {SIZES[0]} to "
+            f"{SIZES[-1]}"
+        )
+    flags.size = int(flags.size)
+    if flags.coco is None:
+        refuse(("images", "test_images"), "a Kaggle folder, only with --coco")
+        if flags.manual_dir is None:
+            raise InputError(
+                f"argument --manual_dir: needed with --config={config}, or --coco and --images"
+            )
+    else:
+        refuse(("manual_dir", "train_csv", "train_meta", "test_meta"), "--coco")
+        if flags.images is None:
+            raise InputError("argument --images: needed with --coco, the folder of its pictures")
 
 
 def main(arguments: list[str]) -> None:
@@ -67,23 +138,32 @@ def main(arguments: list[str]) -> None:
     flags = parse(arguments)
     logging.set_verbosity(logging.ERROR)
     # Late, as TFDS takes a second that --help and a mistyped flag need not wait for.
-    from tfds_vinbig.tfds_vinbig_dataset_builder import Builder, build
+    import tensorflow_datasets as tfds
+
+    from tfds_vinbig.tfds_vinbig_dataset_builder import build
 
     path = build(**vars(flags))
-    builder = Builder(config=flags.config, data_dir=path.parents[2])
+    info = tfds.builder_from_directory(path).info
     print(f"dataset: {path}")
-    for split, counts in builder.info.metadata.items():
+    if flags.config not in FIXED:
+        print(f"classes: {', '.join(info.features['objects']['label'].names)}")
+    for split in info.splits:
+        counts = info.metadata[split]
         print(
             f"{split}: {counts['images']} images, {counts['boxes']} boxes, "
             f"{counts['no_finding_rows']} rows of no finding"
         )
-    config = {"phantom": "phantom.py", "256": "retina.py"}.get(
-        flags.config, f"retina.py:{flags.config}"
-    )
-    print(
-        f"next: python run.py --config=configs/{config} --config.data.dir={path.parents[2]} "
-        f"--workdir=runs/{flags.config}"
-    )
+    print(f"next: {shlex.join(next_command(flags, str(path.parents[2])))}")
+
+
+def next_command(flags: argparse.Namespace, data_dir: str) -> list[str]:
+    """The words of the command that trains on what was built."""
+    names = {"phantom": "phantom.py", "512": "retina.py:512", "1024": "retina.py:1024"}
+    words = ["python", "run.py", f"--config=configs/{names.get(flags.config, 'retina.py')}"]
+    if flags.config not in FIXED:
+        words.append(f"--config.data.name=tfds_vinbig/{flags.config}")
+        words.append(f"--config.data.image_size={flags.size}")
+    return [*words, f"--config.data.dir={data_dir}", f"--workdir=runs/{flags.config}"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The TFDS dataset `tfds_vinbig`: a checked Kaggle folder as ArrayRecord, without TensorFlow.
+"""The TFDS dataset `tfds_vinbig`: checked pictures and boxes as ArrayRecord, without TensorFlow.
 
     python -m tfds_vinbig --config=256 --manual_dir=KAGGLE_FOLDER
 
@@ -12,7 +12,6 @@ import io
 import os
 import struct
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +19,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from PIL import Image
 from tensorflow_datasets.core import shuffle, writer
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from jaxdet import InputError
-from tfds_vinbig import kaggle
+from jaxdet import images as pictures
+from tfds_vinbig import kaggle, scratch
+from tfds_vinbig.records import Folder, Record, Row
 
 if importlib.util.find_spec("tensorflow") is None:
     # From 1 GB on, which is any set above 256 pixels, TFDS sorts the records in files that it opens
@@ -59,15 +61,18 @@ class Config(tfds.core.BuilderConfig):
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """VinBigData chest X-rays, or the phantom.
+    """VinBigData chest X-rays, the phantom, or a dataset of one's own.
 
-    The arguments other than those of TFDS name what is not at its place: `manual_dir` the Kaggle
-    folder (default: the manual_dir of the download config), and the tables in it as in
-    `kaggle.read_folder`.
+    `found` are the checked pictures to package, and `source` the paths they came from by flag, for
+    the record. Without it, as `tfds build` calls it, the classes are VinBigData's and the Kaggle
+    folder is the manual_dir of the download config; the phantom is drawn where it is missing.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Every reader's boxes."}  # noqa: RUF012
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {  # noqa: RUF012
+        "1.0.0": "Every reader's boxes.",
+        "1.1.0": "The dataset knows its classes and what it was built from.",
+    }
     BUILDER_CONFIGS = [  # noqa: RUF012
         Config("256", size=256, description="Pictures of 256 x 256 pixels."),
         Config("512", size=512, description="Pictures of 512 x 512 pixels."),
@@ -80,22 +85,27 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         "and sample_submission.csv."
     )
 
-    def __init__(
-        self, *, manual_dir=None, train_csv=None, train_meta=None, test_meta=None, **kwargs
-    ):
+    def __init__(self, *, found: Folder | None = None, source: dict | None = None, **kwargs):
+        self._found, self._source = found, source
         super().__init__(**kwargs)
-        self._manual_dir = manual_dir
-        self._tables = (train_csv, train_meta, test_meta)
 
     def _info(self) -> tfds.core.DatasetInfo:
         size = self.builder_config.size
         features = tfds.features
+        class_names = self._found.class_names if self._found else kaggle.CLASS_NAMES
+        vinbigdata = self.builder_config.name in self.builder_configs
         return self.dataset_info_from_configs(
             description=(
                 "Chest X-rays with the boxes of every reader, from the Kaggle competition "
                 "VinBigData Chest X-ray Abnormalities Detection (2021)."
+                if vinbigdata
+                else "Images with the boxes of every reader."
             ),
-            homepage="https://www.kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection",
+            homepage=(
+                "https://www.kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection"
+                if vinbigdata
+                else ""
+            ),
             features=features.FeaturesDict(
                 {
                     "image_id": features.Text(),
@@ -108,7 +118,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "objects": features.Sequence(
                         {
                             "bbox": features.BBoxFeature(),
-                            "label": features.ClassLabel(names=kaggle.CLASS_NAMES),
+                            "label": features.ClassLabel(names=class_names),
                             "reader": features.Text(),
                         }
                     ),
@@ -119,47 +129,54 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        found = kaggle.read_folder(self._folder(dl_manager), *self._tables)
-        for note in found.notes:
+        if self._found is None:
+            folder = self._folder(dl_manager)
+            self._found = kaggle.read_folder(folder)
+            self._source = {"manual_dir": full_path(folder)}
+        for note in self._found.notes:
             print(f"note: {note}", file=sys.stderr)
-        splits = {"train": found.train} | ({"test": found.test} if found.test else {})
+        splits = {"train": self._found.train}
+        if self._found.test:
+            splits["test"] = self._found.test
         for name, records in splits.items():
-            classes = [row.class_id for record in records for row in record.rows]
-            normal = classes.count(kaggle.NO_FINDING)
+            labels = [row.label for record in records for row in record.rows]
+            normal = labels.count(self._normal)
             self.info.metadata[name] = {
                 "images": len(records),
-                "boxes": len(classes) - normal,
+                "boxes": len(labels) - normal,
                 "no_finding_rows": normal,
             }
+        # By which number files name each class and, last, "No finding".
+        self.info.metadata["class_ids"] = list(self._found.class_ids)
+        self.info.metadata["source"] = self._source
         return {name: self._generate_examples(name, records) for name, records in splits.items()}
+
+    @property
+    def _normal(self) -> int:
+        """The label of "No finding"."""
+        return len(self._found.class_names)
 
     def _example_writer(self) -> writer.ExampleWriter:
         return StableWriter(self.info.file_format)
 
     def _folder(self, dl_manager) -> Path:
-        """The Kaggle folder; the phantom's is drawn where it is missing."""
+        """The Kaggle folder of `tfds build`; the phantom's is drawn where it is missing."""
         if self.builder_config.name != "phantom":
-            return Path(self._manual_dir or dl_manager.manual_dir).expanduser()
-        folder = self._manual_dir
-        if folder is None:
-            # `tfds build` without --manual_dir: AssertionError, or any folder by that name.
-            with contextlib.suppress(AssertionError):
-                folder = dl_manager.manual_dir
-            if folder is None or not (Path(folder) / "train.csv").exists():
-                folder = self.data_dir_root / "phantom"
-        folder = Path(folder).expanduser()
-        if not os.path.exists(folder) or (folder.is_dir() and not os.listdir(folder)):
-            draw_phantom(folder)
-        return folder
+            return Path(dl_manager.manual_dir)
+        folder = None
+        # Without --manual_dir: AssertionError, or any folder by that name.
+        with contextlib.suppress(AssertionError):
+            folder = dl_manager.manual_dir
+        if folder is None or not (Path(folder) / "train.csv").exists():
+            folder = self.data_dir_root / "phantom"
+        return drawn_phantom(Path(folder))
 
-    def _generate_examples(
-        self, split: str, records: list[kaggle.Record]
-    ) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(self, split: str, records: list[Record]) -> Iterator[tuple[str, dict]]:
         size = self.builder_config.size
 
-        def example(record: kaggle.Record) -> dict:
-            found = [row for row in record.rows if row.class_id != kaggle.NO_FINDING]
-            normal = [row for row in record.rows if row.class_id == kaggle.NO_FINDING]
+        def example(record: Record) -> dict:
+            found = [row for row in record.rows if row.label != self._normal]
+            normal = [row for row in record.rows if row.label == self._normal]
             return {
                 "image_id": record.image_id,
                 "index": record.index,
@@ -167,7 +184,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 "height": record.height,
                 "width": record.width,
                 "objects": [
-                    {"bbox": relative(row, record), "label": row.class_id, "reader": row.rad_id}
+                    {"bbox": relative(row, record), "label": row.label, "reader": row.rad_id}
                     for row in found
                 ],
                 "normal_readers": [row.rad_id for row in normal],
@@ -183,7 +200,31 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     bar.update()
 
 
-def relative(row: kaggle.Row, record: kaggle.Record) -> tfds.features.BBox:
+def full_path(path: str | Path) -> str:
+    """A path that means the same from everywhere."""
+    return str(Path(path).expanduser().resolve())
+
+
+def drawn_phantom(folder: Path) -> Path:
+    """The phantom's Kaggle folder, drawn, whole or not at all, where there is none.
+
+    Raises:
+        InputError: where it cannot be written.
+    """
+    if os.path.exists(folder) and not (folder.is_dir() and not os.listdir(folder)):
+        return folder
+    from tfds_vinbig import phantom
+
+    try:
+        phantom.draw_folder(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot draw the phantom there ({error.strerror or error})"
+        ) from error
+    return folder
+
+
+def relative(row: Row, record: Record) -> tfds.features.BBox:
     """The box of a row as shares of its image; TFDS's float32 keeps it to 1e-7 of the image."""
     return tfds.features.BBox(
         ymin=row.y_min / record.height,
@@ -193,44 +234,39 @@ def relative(row: kaggle.Row, record: kaggle.Record) -> tfds.features.BBox:
     )
 
 
+# Chunks of a PNG that change nothing of how it is seen; EXIF, for one, may turn it.
+_PLAIN = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"pHYs", b"sBIT", b"tIME"}
+
+
 def encode(path: Path, size: int) -> bytes:
-    """A picture as an 8-bit gray PNG of size x size pixels; one that is so already is not touched.
+    """A picture, which has been read once, as an 8-bit gray PNG of size x size pixels.
+
+    One that is so already, and has nothing else in it, is not touched.
 
     Raises:
-        InputError: for a file that is no readable PNG or JPEG.
+        InputError: for a file that `pictures.read` refuses.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot read this image ({error.strerror})") from error
     # PNG's first chunk: width, height, bits a sample, and 0 for gray.
-    if data.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBB", size, size, 8, 0)):
+    begin = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBB", size, size, 8, 0)
+    if data.startswith(begin) and chunks(data) <= _PLAIN:
         return data
-    picture = Image.fromarray(kaggle.read_image(path))
-    if picture.size != (size, size):
-        # Pillow averages over what a pixel covers, so that small findings do not alias.
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
-    picture.save(buffer, "png")
+    Image.fromarray(pictures.resize(pictures.read(path).pixels, size)).save(buffer, "png")
     return buffer.getvalue()
 
 
-def draw_phantom(folder: Path) -> None:
-    """Draw the phantom's Kaggle folder, whole or not at all.
-
-    Raises:
-        InputError: where it cannot be written.
-    """
-    from tfds_vinbig import phantom
-
-    try:
-        with _made(folder.parent), _scratch(folder.parent) as scratch:
-            phantom.draw_folder(scratch / folder.name)
-            _put(scratch / folder.name, folder)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot draw the phantom there ({error.strerror or error})"
-        ) from error
+def chunks(png: bytes) -> set[bytes]:
+    """The kinds of the chunks that a PNG is made of."""
+    kinds, at = set(), 8
+    while at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        kinds.add(kind)
+        at += length + 12  # with the length, the kind and the checksum
+    return kinds
 
 
 def build(
@@ -240,47 +276,76 @@ def build(
     train_csv: str | Path | None = None,
     train_meta: str | Path | None = None,
     test_meta: str | Path | None = None,
+    size: int | None = None,
+    coco: str | Path | None = None,
+    images: str | Path | None = None,
+    test_images: str | Path | None = None,
 ) -> Path:
     """Build the dataset `DATA_DIR/tfds_vinbig/CONFIG/VERSION` and return that directory.
 
-    What is built already is left as it is. The other arguments are those of `Builder`; the phantom
-    is drawn into `DATA_DIR/phantom` unless `manual_dir` says where it is or is to be. When this
-    fails or is interrupted, `data_dir` is left as it was, but for a phantom that is wholly drawn.
+    A `config` of Builder's is VinBigData in the Kaggle folder `manual_dir`, with the tables as in
+    `kaggle.read_folder`; the phantom is drawn into `DATA_DIR/phantom` unless `manual_dir` says
+    where it is or is to be. Any other is the name of a dataset of one's own, with pictures of
+    `size` pixels: a folder of Kaggle's form, or `coco`, an annotation file, with the pictures in
+    `images` and, without annotations, in `test_images`.
+
+    What is built already is left as it is; that it is from other paths is said. When this fails or
+    is interrupted, `data_dir` is left as it was, but for a phantom that is wholly drawn.
 
     Raises:
-        InputError: for an unknown config, a Kaggle folder that is not as it should be, or a
-            `data_dir` that cannot be written to.
+        InputError: for a config without size, a folder that is not as it should be, a dataset that
+            is built with another size, or a `data_dir` that cannot be written to.
     """
-    if config not in Builder.builder_configs:
+    own = config not in Builder.builder_configs
+    if own and size is None:
         known = ", ".join(Builder.builder_configs)
-        raise InputError(f"--config={config}: no such dataset; there are {known}")
-    if manual_dir is None and config != "phantom":
+        raise InputError(
+            f"--config={config}: not one of {known}; a dataset of your own needs --size"
+        )
+    if coco is None and manual_dir is None and config != "phantom":
         raise InputError(f"--manual_dir: needed with --config={config}, the Kaggle folder")
     data_dir = Path(data_dir).expanduser()
     target = data_dir / Builder.name / config / str(Builder.VERSION)
+    source = {
+        "manual_dir": manual_dir,
+        "train_csv": train_csv,
+        "train_meta": train_meta,
+        "test_meta": test_meta,
+        "coco": coco,
+        "images": images,
+        "test_images": test_images,
+    }
+    source = {flag: full_path(path) for flag, path in source.items() if path is not None}
+    scratch.remove_abandoned(target)
     if os.path.exists(target / "dataset_info.json"):
+        _check_built(target, source, size)
         print(f"already built: {target}")
         return target
     if os.path.exists(target):
         raise InputError(f"{target}: not a whole dataset: remove it, or choose another --data_dir")
     try:
         # Built beside its final place, so that nothing half written is ever found there.
-        with _made(data_dir), _scratch(data_dir) as scratch:
-            builder = Builder(
-                config=config,
-                data_dir=scratch,
-                file_format="array_record",
-                manual_dir=manual_dir or data_dir / "phantom",
-                train_csv=train_csv,
-                train_meta=train_meta,
-                test_meta=test_meta,
-            )
-            # TFDS announces the scratch folder on standard output, and shows bars without an end.
-            tfds.disable_progress_bar()
-            with contextlib.redirect_stdout(io.StringIO()):
+        with scratch.beside(target) as beside:
+            if config == "phantom":
+                manual_dir = drawn_phantom(Path(manual_dir or data_dir / "phantom").expanduser())
+                source["manual_dir"] = full_path(manual_dir)
+            if coco is None:
+                found = kaggle.read_folder(manual_dir, train_csv, train_meta, test_meta, own)
+            else:
+                # Late, as its table of detections brings JAX, which the others need not wait for.
+                from tfds_vinbig.coco import read_instances
+
+                found = read_instances(coco, images, test_images)
+            with _silence():
+                builder = Builder(
+                    found=found,
+                    source=source,
+                    config=Config(config, size=size) if own else config,
+                    data_dir=beside,
+                    file_format="array_record",
+                )
                 builder.download_and_prepare()
-            with _made(target.parent):
-                _put(Path(builder.data_dir), target)
+            scratch.put(Path(builder.data_dir), target)
     except OSError as error:
         raise InputError(
             f"--data_dir={data_dir}: cannot write there ({error.strerror or error})"
@@ -293,36 +358,41 @@ def build(
             raise
         reason = reason.partition(";")[0]
         raise InputError(f"--data_dir={data_dir}: cannot write there ({reason})") from error
-    finally:
-        tfds.enable_progress_bar()
     return target
 
 
+def _check_built(target: Path, source: dict[str, str], size: int | None) -> None:
+    """Say which of the paths were not read, as the dataset is from others.
+
+    Raises:
+        InputError: for another size of the pictures: a run with it would not fit.
+    """
+    info = tfds.builder_from_directory(target).info
+    stored = info.features["image"].shape[0]
+    way_out = f"choose another --data_dir or --config, or remove {target} to build anew"
+    if size not in (None, stored):
+        raise InputError(
+            f"--size={size}: already built with pictures of {stored} pixels: {way_out}"
+        )
+    recorded = info.metadata.get("source", {})
+    if source and source != recorded:
+        before, now = (
+            " ".join(f"--{flag}={path}" for flag, path in paths.items())
+            for paths in (recorded, source)
+        )
+        print(f"note: already built from {before}; {now} was not read: {way_out}", file=sys.stderr)
+
+
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """A folder and its parents; what was new of them goes again if the block fails."""
-    new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+def _silence() -> Iterator[None]:
+    """TFDS announces the scratch folder on standard output, warns of a config that is not its own,
+    and shows bars without an end."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for path in new:
-            with contextlib.suppress(OSError):  # it is not empty: someone else's
-                path.rmdir()
-        raise
-
-
-def _put(folder: Path, target: Path) -> None:
-    """Give a finished folder its final name, unless another process has put the same there."""
-    try:
-        folder.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-
-
-@contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder inside another for the time of the block."""
-    with tempfile.TemporaryDirectory(prefix=".tfds_vinbig-", dir=folder) as scratch:
-        yield Path(scratch)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(verbosity)

@@ -10,7 +10,9 @@ from jaxtyping import Array, Float
 
 from jaxdet.models.layers import Norm, OnesConv, conv, names_of_layer
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {
+    10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
+}  # fmt: skip
 
 
 def max_pool_3x3_stride_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -111,7 +113,7 @@ class ResNet(nnx.Module):
     """A backbone (see `RetinaNet` for what that is): an image in, its four stages' outputs out.
 
     Args:
-        depth: 18, 34, 50 or 101.
+        depth: 10, 18, 34, 50 or 101.
         width: channels of the first stage (64 in the paper); later stages double it.
         norm: "batch", "frozen_batch" or "group".
         frozen_stages: how much does not learn, BatchNorm's averages included: 0 nothing, 1 the

@@ -1,0 +1,160 @@
+"""A built dataset: its images, what the readers said of them, and the names of its classes."""
+
+import hashlib
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float, Int, UInt8
+
+from jaxdet import InputError, images
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Every reader's rows as a flat table; `image` counts the images of a `Dataset`.
+
+    The label of a reader who found nothing is the number of classes; the box is then NaN. Boxes are
+    in pixels of the original image.
+    """
+
+    image: Int[np.ndarray, "rows"]
+    labels: Int[np.ndarray, "rows"]
+    readers: np.ndarray  # names
+    boxes: Float[np.ndarray, "rows 4"]
+
+    def of_images(self, chosen: Int[np.ndarray, "n"]) -> "Annotations":
+        """The rows of the chosen images, which are counted anew in that order."""
+        new = np.full(max(self.image.max(initial=-1), chosen.max(initial=-1)) + 1, -1)
+        new[chosen] = np.arange(len(chosen))
+        image = new[self.image]
+        rows = np.flatnonzero(image >= 0)
+        rows = rows[np.argsort(image[rows], kind="stable")]
+        return Annotations(image[rows], self.labels[rows], self.readers[rows], self.boxes[rows])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images of one split, still encoded, with what the readers said.
+
+    Attributes:
+        class_names: of the labels 0, 1, ...; "No finding" is the label after the last.
+        class_ids: what the files of the outside call each class, and "No finding" last.
+        ids: image_id of each image.
+        index: row of each image in the table that it came from.
+        sizes: (height, width) of the original in pixels.
+        checksums: of each encoded image.
+        source: the records, read anew when an image is decoded.
+        rows: position of each image in `source`.
+    """
+
+    class_names: tuple[str, ...]
+    class_ids: tuple[int, ...]
+    ids: np.ndarray
+    index: Int[np.ndarray, "n"]
+    sizes: Int[np.ndarray, "n 2"]
+    annotations: Annotations
+    checksums: Int[np.ndarray, "n"]
+    source: object
+    rows: Int[np.ndarray, "n"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of findings, which is also the label of "No finding"."""
+        return len(self.class_names)
+
+    def take(self, chosen: Int[np.ndarray, "m"]) -> "Dataset":
+        """The chosen images, in that order."""
+        return replace(
+            self,
+            ids=self.ids[chosen],
+            index=self.index[chosen],
+            sizes=self.sizes[chosen],
+            annotations=self.annotations.of_images(chosen),
+            checksums=self.checksums[chosen],
+            rows=self.rows[chosen],
+        )
+
+    def decode(self, i: int, image_size: int) -> UInt8[np.ndarray, "image_size image_size"]:
+        """Image i at the model's size."""
+        return images.decode(self.source[int(self.rows[i])]["image"], image_size)
+
+    def fingerprint(self) -> str:
+        """The same for the same images, sizes, classes and annotations in whatever order."""
+        rows = self.annotations
+        digest = hashlib.sha256(repr((self.class_names, self.class_ids)).encode())
+        starts = np.searchsorted(rows.image, np.arange(len(self) + 1))
+        for i in np.argsort(self.ids):
+            mine = slice(starts[i], starts[i + 1])
+            digest.update(f"{self.ids[i]} {self.sizes[i]} {self.checksums[i]}".encode())
+            digest.update(" ".join(rows.readers[mine]).encode())
+            digest.update(rows.labels[mine].tobytes() + rows.boxes[mine].tobytes())
+        return digest.hexdigest()[:16]
+
+
+def fingerprint_of_ids(ids: np.ndarray) -> str:
+    """The same for the same image ids in whatever order."""
+    return hashlib.sha256("\n".join(sorted(map(str, ids))).encode()).hexdigest()[:16]
+
+
+def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """A dataset that is built already.
+
+    Raises:
+        InputError: if it is not.
+    """
+    folder = Path(data_dir).expanduser() / name
+    versions = sorted(folder.glob("*/dataset_info.json"))
+    if not versions:
+        raise InputError(
+            f"config.data.name: no dataset in {folder}: build it with python -m tfds_vinbig "
+            f"--config={folder.name} --manual_dir=KAGGLE_FOLDER --data_dir={data_dir}, "
+            "or name another config.data.dir"
+        )
+    return tfds.builder_from_directory(versions[-1].parent)
+
+
+def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
+    """All records of a split ("train", "test"), without decoding the images."""
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    class_names = tuple(builder.info.features["objects"]["label"].names)
+    no_finding = len(class_names)
+    class_ids = (builder.info.metadata or {}).get("class_ids", range(no_finding + 1))
+
+    ids, index, sizes, checksums = [], [], [], []
+    image, labels, readers, boxes = [], [], [], []
+    for i, record in enumerate(source):
+        ids.append(record["image_id"].decode())
+        index.append(record["index"])
+        height, width = record["height"], record["width"]
+        sizes.append((height, width))
+        checksums.append(zlib.crc32(record["image"]))
+        objects = record["objects"]
+        found, normal = len(objects["label"]), record["normal_readers"]
+        image += [i] * (found + len(normal))
+        labels += [*objects["label"], *[no_finding] * len(normal)]
+        readers += [name.decode() for name in (*objects["reader"], *normal)]
+        # TFDS has (ymin, xmin, ymax, xmax) as shares of the image.
+        relative = np.array(objects["bbox"], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
+        boxes += [*(relative * (width, height, width, height)), *[[np.nan] * 4] * len(normal)]
+    return Dataset(
+        class_names=class_names,
+        class_ids=tuple(map(int, class_ids)),
+        ids=np.array(ids, str),
+        index=np.array(index, np.int64),
+        sizes=np.array(sizes, np.int64).reshape(-1, 2),
+        annotations=Annotations(
+            image=np.array(image, np.int64),
+            labels=np.array(labels, np.int64),
+            readers=np.array(readers, str),
+            boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        ),
+        checksums=np.array(checksums, np.int64),
+        source=source,
+        rows=np.arange(len(ids)),
+    )

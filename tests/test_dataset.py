@@ -1,0 +1,68 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxdet import InputError
+from jaxdet.dataset import fingerprint_of_ids, open_dataset
+
+
+def test_records_are_the_rows_of_train_csv_in_original_pixels(dataset, kaggle_folder):
+    rows = pd.read_csv(kaggle_folder / "train.csv")
+    got = dataset.annotations
+    expected = {
+        (r.image_id, r.class_id, r.rad_id, *np.round([r.x_min, r.y_min, r.x_max, r.y_max], 2))
+        for r in rows.fillna(-1.0).itertuples()
+    }
+    boxes = np.where(np.isnan(got.boxes), -1, got.boxes)
+    assert len(got.image) == len(rows)
+    assert expected == {
+        (dataset.ids[i], c, r, *np.round(b.astype(float), 2))
+        for i, c, r, b in zip(got.image, got.labels, got.readers, boxes, strict=True)
+    }
+
+
+def test_take_keeps_image_and_rows_together(dataset):
+    part = dataset.take(np.array([7, 2]))
+    assert part.ids.tolist() == dataset.ids[[7, 2]].tolist()
+    np.testing.assert_array_equal(part.decode(0, 64), dataset.decode(7, 64))
+    for new, old in ((0, 7), (1, 2)):
+        mine = part.annotations.boxes[part.annotations.image == new]
+        theirs = dataset.annotations.boxes[dataset.annotations.image == old]
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_dataset_knows_its_classes(dataset):
+    assert dataset.num_classes == 14 and dataset.class_names[3] == "Cardiomegaly"
+    assert dataset.class_ids == tuple(range(15))
+
+
+def test_a_dataset_that_is_not_built_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"config\.data\.name: no dataset in .*/no/such.*build it"):
+        open_dataset("no/such", str(tmp_path))
+
+
+def test_the_fingerprint_is_of_what_is_in_the_dataset(dataset):
+    """Not of its order; each kind of change shows."""
+    first = dataset.fingerprint()
+    order = np.random.default_rng(0).permutation(len(dataset))
+    assert dataset.take(order).fingerprint() == first
+    assert dataset.take(order[:-1]).fingerprint() != first
+    rows = dataset.annotations
+    moved, renamed = rows.boxes.copy(), rows.labels.copy()
+    moved[np.flatnonzero(rows.labels != 14)[0], 0] += 1
+    renamed[np.flatnonzero(rows.labels != 14)[0]] += 1
+    for changed in (
+        {"annotations": replace(rows, boxes=moved)},
+        {"annotations": replace(rows, labels=renamed)},
+        {"checksums": dataset.checksums + 1},
+        {"sizes": dataset.sizes + 1},
+        {"class_names": ("Other", *dataset.class_names[1:])},
+    ):
+        assert replace(dataset, **changed).fingerprint() != first, changed
+
+
+def test_ids_have_a_fingerprint_whatever_their_order():
+    assert fingerprint_of_ids(np.array(["a", "b"])) == fingerprint_of_ids(np.array(["b", "a"]))
+    assert fingerprint_of_ids(np.array(["a", "b"])) != fingerprint_of_ids(np.array(["a", "c"]))

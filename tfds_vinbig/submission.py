@@ -1,0 +1,102 @@
+"""The Kaggle submission: `image_id,PredictionString`, detections in pixels of the originals.
+
+A PredictionString is `class confidence x1 y1 x2 y2` for each box, the class by its id in the file.
+"""
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from jaxdet import InputError
+from jaxdet.boxes import BoxTable
+from tfds_vinbig.records import LARGEST, check_id, raise_all
+from tfds_vinbig.tables import parse_number, read_table
+
+# "No finding" is scored as a box, the same one in every image.
+NO_FINDING_BOX = (0.0, 0.0, 1.0, 1.0)
+
+
+def to_csv(ids: list[str], table: BoxTable, class_ids: tuple[int, ...]) -> str:
+    """The text of a submission, a line for every id, in that order.
+
+    `table.image` counts the ids, `class_ids` has the file's number of each label; the last label is
+    "No finding". Scores have nine digits, which tell any two float32 apart: rounded, close ones
+    would tie, and rank otherwise than in evaluation.json.
+    """
+    strings = [[] for _ in ids]
+    for image, label, box, score in zip(
+        table.image, table.labels, table.boxes, table.scores, strict=True
+    ):
+        normal = label == len(class_ids) - 1
+        corners = "0 0 1 1" if normal else " ".join(f"{x:.2f}" for x in box)
+        strings[image].append(f"{class_ids[label]} {score:.9g} {corners}")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image_id", "PredictionString"])
+    writer.writerows((name, " ".join(parts)) for name, parts in zip(ids, strings, strict=True))
+    return text.getvalue()
+
+
+def read(path: str | Path, class_ids: tuple[int, ...]) -> tuple[list[str], BoxTable]:
+    """The ids of a submission in its order, and its detections in the order they stand.
+
+    Raises:
+        InputError: with every line that has an id that came before or a PredictionString that is
+            not groups of six, and for what is no such table.
+    """
+    problems = []
+    table = read_table(path, problems, ("image_id", "predictionstring"))
+    labels = {class_id: label for label, class_id in enumerate(class_ids)}
+    ids, image, rows = {}, [], []
+    for line, fields in table.rows if table else []:
+        name = fields[table.at["image_id"]]
+        try:
+            check_id(name)
+            if name in ids:
+                raise InputError(f"image_id {name} is there twice")
+            ids[name] = len(ids)
+            found = _parse_boxes(fields[table.at["predictionstring"]].split(), labels)
+        except InputError as error:
+            problems.append(f"{table.path} line {line}: {error}")
+        else:
+            image += [ids[name]] * len(found)
+            rows += found
+    raise_all(problems, path)
+    return list(ids), to_table(image, rows)
+
+
+def to_table(image: list[int], rows: list[tuple[float, ...]]) -> BoxTable:
+    """Rows of (label, score, x1, y1, x2, y2) and the position of the image of each."""
+    columns = np.array(rows, np.float64).reshape(-1, 6)
+    return BoxTable(
+        image=np.array(image, np.int64),
+        labels=columns[:, 0].astype(np.int64),
+        boxes=columns[:, 2:],
+        scores=columns[:, 1],
+    )
+
+
+def _parse_boxes(words: list[str], labels: dict[int, int]) -> list[tuple[float, ...]]:
+    """(label, score, x1, y1, x2, y2) of each group of six words."""
+    if len(words) % 6:
+        raise InputError(f"PredictionString has {len(words)} words, not 6 for each box")
+    rows = []
+    for i in range(0, len(words), 6):
+        number, score, *box = map(parse_number, words[i : i + 6])
+        group = " ".join(words[i : i + 6])
+        where = f"box {i // 6 + 1} ({group if len(group) < 100 else group[:100] + '...'})"
+        if any(map(math.isnan, (number, score, *box))):
+            raise InputError(f"{where} is not six finite numbers")
+        if number not in labels:
+            raise InputError(
+                f"{where} has the unknown class {words[i]}; known are {', '.join(map(str, labels))}"
+            )
+        if max(map(abs, box)) > LARGEST:
+            raise InputError(f"{where} is larger than any image")
+        if box[0] > box[2] or box[1] > box[3]:
+            raise InputError(f"{where} is upside down: x1 <= x2 and y1 <= y2")
+        rows.append((labels[number], score, *box))
+    return rows
