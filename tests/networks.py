@@ -9,11 +9,9 @@ import numpy as np
 from flax import nnx
 
 from jaxdet import models
-from jaxdet.compilation import compiler_options
+from jaxdet.compilation import jit
 
 SIZE, NUM_CLASSES = 64, 5
-# Compiles twice as fast: what a test compiles it runs once or twice.
-QUICK = {**(compiler_options() or {}), "xla_backend_optimization_level": 0}
 LOSS = {
     "class_loss": "focal", "alpha": 0.25, "gamma": 2.0, "box": "giou", "box_weight": 2.0,
     "image_weight": 0.5, "matching": "atss", "foreground_iou": 0.5, "background_iou": 0.4,
@@ -21,15 +19,10 @@ LOSS = {
 }  # fmt: skip
 # Backbones that go through the same tests.
 BACKBONES = {
-    "batch": {"name": "resnet", "depth": 18, "width": 8, "norm": "batch"},
-    "group": {"name": "resnet", "depth": 18, "width": 8, "norm": "group"},
+    "batch": {"name": "resnet", "depth": 10, "width": 8, "norm": "batch"},
+    "group": {"name": "resnet", "depth": 10, "width": 8, "norm": "group"},
     "convnext": {"name": "convnext", "depth": 18, "width": 8, "norm": "layer"},
 }
-
-
-def jit(function):
-    """`jax.jit` for tests."""
-    return jax.jit(function, compiler_options=QUICK)
 
 
 def model_config(kind="batch", frozen_stages=0, **fields):

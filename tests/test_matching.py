@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from jaxdet import boxes as box_ops
 from jaxdet.anchors import grid_sizes, pyramid_anchors
+from jaxdet.compilation import jit
 from jaxdet.matching import (
     BACKGROUND,
     IGNORED,
@@ -13,7 +14,6 @@ from jaxdet.matching import (
     match_anchors_atss,
     nearest_locations,
 )
-from tests.networks import jit
 
 MOST = 6  # boxes of one shape, so that each rule is compiled once
 match = jit(match_anchors)

@@ -8,9 +8,9 @@ from flax import nnx
 
 from jaxdet import models
 from jaxdet.anchors import grid_sizes
+from jaxdet.compilation import jit
 from jaxdet.models import convnext, layers, resnet
 from tests import networks
-from tests.networks import jit
 
 KINDS = tuple(networks.BACKBONES)
 
@@ -186,7 +186,10 @@ def test_group_norm_has_32_groups_or_8(channels, groups):
         ({"backbone.depth": 20}, r"model\.backbone\.depth: 20 is not one of 10, 18, 34, 50, 101"),
         ({"backbone.name": "vgg"}, r"model\.backbone\.name: 'vgg' is not one of resnet, convnext"),
         ({"backbone.norm": "layer"}, r"model\.backbone\.norm: 'layer' is not one of batch, froz"),
-        ({"backbone.name": "convnext"}, r"model\.backbone\.norm: 'batch' is not 'layer'"),
+        (
+            {"backbone.name": "convnext", "backbone.depth": 18},
+            r"model\.backbone\.norm: 'batch' is not 'layer'",
+        ),
         (
             {"backbone.name": "convnext", "backbone.norm": "layer", "backbone.depth": 50},
             r"model\.backbone\.depth: 50 is not one of 18, 36 for convnext",

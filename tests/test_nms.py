@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdet import boxes as box_ops
+from jaxdet.compilation import jit
 from jaxdet.nms import nms_mask
-from tests.networks import jit
 
 THRESHOLDS = (0.0, 0.3, 0.5, 0.9)
 nms = {t: jit(lambda boxes, labels, t=t: nms_mask(boxes, labels, t)) for t in THRESHOLDS}

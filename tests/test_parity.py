@@ -11,13 +11,13 @@ from flax import nnx
 
 from jaxdet import models
 from jaxdet.anchors import pyramid_anchors
+from jaxdet.compilation import jit
 from jaxdet.matching import match_anchors
 from jaxdet.models.resnet import ResNet
 from jaxdet.models.retinanet import RetinaNet, select_detections
 from jaxdet.models.weights import init_from, names_in_file
 from tests import make_golden as golden
 from tests import networks
-from tests.networks import jit
 
 VERSIONS = {
     "v1": {"norm": "frozen_batch", "p6_from": "p5", "head_norm": "none", "box": "l1"},

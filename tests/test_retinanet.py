@@ -9,11 +9,11 @@ from flax import nnx
 from jaxdet import boxes as box_ops
 from jaxdet import models
 from jaxdet.anchors import pyramid_anchors
+from jaxdet.compilation import jit
 from jaxdet.losses import image_loss, retinanet_loss
 from jaxdet.matching import match_anchors, match_anchors_atss
 from jaxdet.models.retinanet import Outputs, select_detections
 from tests import networks
-from tests.networks import jit
 
 SIZE = (32, 48)
 PYRAMID = pyramid_anchors(SIZE, (3, 4), (1.0, 2.0), (0.5, 1.0))

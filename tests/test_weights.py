@@ -11,12 +11,12 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from jaxdet import InputError, models
+from jaxdet.compilation import jit
 from jaxdet.models import weights
 from jaxdet.models.torchvision import MEAN, STD
 from jaxdet.models.weights import init_from, read
 from tests import make_golden as golden
 from tests import networks
-from tests.networks import jit
 
 NAMES = json.loads((golden.GOLDEN / "names.json").read_text())
 # As `networks.model_config`: backbones that the files' networks have.
