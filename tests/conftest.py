@@ -130,6 +130,25 @@ def dataset(data_dir):
     return read_split(open_dataset("tfds_vinbig/256", str(data_dir)), "train")
 
 
+@pytest.fixture
+def sets(config, dataset):
+    """The images to train on and to evaluate on."""
+    from jaxdet.dataset import open_dataset
+    from jaxdet.splits import train_and_eval
+
+    builder = open_dataset(config.data.name, config.data.dir)
+    return train_and_eval(config.data, builder, dataset)
+
+
+@pytest.fixture
+def batches(config, sets):
+    """Of the images to train on."""
+    from jaxdet.batches import make_targets, training_batches
+
+    targets = make_targets(sets[0], config.data.fusion, config.data.image_size)
+    return training_batches(config, sets[0], targets, slice(None))
+
+
 def command(*arguments) -> SimpleNamespace:
     """What `python run.py ARGUMENTS` does, in this process: its exit code and what it prints."""
     import jaxdet.train  # noqa: F401  defines flags of its tools, which are not to be forgotten
