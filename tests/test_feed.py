@@ -61,7 +61,10 @@ def test_it_is_what_the_step_sees(config, dataset):
     fed = feed.feed(config, dataset, targets, 16)
     graphdef, params, batch_stats = models.split(Recorder())
     optimizer = optax.sgd(0.1)
-    state = TrainState(jnp.array(1), params, batch_stats, optimizer.init(params), params)
+    zero = jnp.array(0)
+    state = TrainState(
+        jnp.array(1), params, batch_stats, optimizer.init(params), params, zero, zero
+    )
     batch = training_batches(config, dataset, targets, slice(None))[1]
     jax.jit(make_train_step(config, graphdef, optimizer))(state, batch)
     jax.effects_barrier()
