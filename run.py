@@ -5,15 +5,15 @@ python run.py --config=configs/phantom.py --workdir=runs/phantom
 
 import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxdet import InputError, signals
+from jaxdet.command_line import parse
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -51,7 +51,6 @@ MODES = {
     "crossval": RUN,
     "inspect": RUN,
 }  # fmt: skip
-OWN = set().union(*MODES.values())
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
 
@@ -64,54 +63,10 @@ def path(name: str, required: bool = False) -> Path | None:
     return None
 
 
-def parse(argv: list[str]) -> None:
-    """Read the flags; what does not fit is one line and exit code 2."""
-    if {"-h", "-help", "--help"} & set(argv):
-        app.usage(writeto_stdout=True, exitcode=0)
-    # A run has its config: it is read where none is given. None is no number to absl.
-    given = re.search(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
-    no_config = not any(re.match(r"--?config(=|$)", word) for word in argv)
-    if given and no_config and (Path(given[1]).expanduser() / "config.json").exists():
-        own = Path(__file__).with_name("configs") / "of_workdir.py"
-        argv = [argv[0], f"--config={own}:{given[1]}", *argv[1:]]
-    nulls = [m[1] for word in argv if (m := re.fullmatch(r"--?config\.([\w.]+)=None", word))]
-    argv = [word for word in argv if not re.fullmatch(r"--?config\.[\w.]+=None", word)]
-    sys.argv = argv  # where ml_collections looks for overrides
-    try:
-        rest = FLAGS(argv)
-        list(FLAGS.config or ())  # a file that cannot be loaded says so only now
-    except AttributeError as error:  # ml_collections: an override of a field that is not there
-        field = re.search(r"\w+", str(error))[0]
-        unknown = [word for word in argv if word.startswith("--config.") and field in word]
-        raise InputError(f"{' '.join(unknown) or field}: no such config field") from error
-    except (flags.Error, OSError, ImportError, SyntaxError, TypeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # A config that raises comes as a whole traceback: its last line says why.
-        one_line = f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
-        raise InputError(one_line) from error
-    if rest[1:]:
-        raise InputError(f"{rest[1]}: not a flag")
-    for name in sorted(OWN - MODES[FLAGS.mode]):
-        if FLAGS[name].present:
-            raise InputError(f"--{name}: --mode={FLAGS.mode} does not use it")
-    for name in nulls:
-        set_null(FLAGS.config, name)
-
-
-def set_null(config: ConfigDict | None, name: str) -> None:
-    """Set the field "section.field" to None, which its type does not matter for."""
-    *sections, field = name.split(".")
-    for section in sections:
-        config = config[section] if isinstance(config, ConfigDict) and section in config else None
-    if config is None or field not in config:
-        raise InputError(f"--config.{name}=None: no such config field")
-    with config.ignore_type():
-        config[field] = None
-
-
 def score() -> None:
     """Print the scores of a file, and write a report where one is asked for."""
     from jaxdet import scores
+    from jaxdet.evaluate import Against, score_case
     from tfds_vinbig import coco, kaggle, submission
 
     truth_path, submission_path = path("annotations", True), path("submission", True)
@@ -130,27 +85,14 @@ def score() -> None:
         print(f"note: {note}", file=sys.stderr)
     columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
     case = scores.of_files(*columns, ids, detections, FLAGS.ground_truth or "raw")
-    result, other = case.summarize(bootstrap_samples=FLAGS.bootstrap), None
+    other = None
     if against := path("against"):
-        from jaxdet.compare import compare
-
-        other_ids, other = read(against)
+        other_ids, table = read(against)
         if set(other_ids) != set(ids):
             raise InputError(f"--against: {against} is of other images than {submission_path}")
-        other = scores.renumber(other, other_ids, case.ids)
-        result["against"] = compare(
-            case, other, str(against), bootstrap_samples=FLAGS.bootstrap or 1000
-        )
-    if report := path("report"):
-        from jaxdet.report.evaluation import evaluation_page
-        from jaxdet.workdir import write_atomically
-
-        about = {"submission": submission_path.absolute(), "annotations": truth_path.absolute()}
-        page = evaluation_page(
-            case, result, title=submission_path.name, other=other, about=about,
-            bootstrap_samples=FLAGS.bootstrap,
-        )  # fmt: skip
-        write_atomically(report, page)
+        other = Against(scores.renumber(table, other_ids, case.ids), str(against))
+    about = {"submission": submission_path.absolute(), "annotations": truth_path.absolute()}
+    result = score_case(case, other, FLAGS.bootstrap, path("report"), about, submission_path.name)
     print(json.dumps(result, indent=2))
 
 
@@ -305,50 +247,18 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
 
 def crossval() -> None:
     """Train and evaluate every fold, and score all together."""
-    from jaxdet import scores, splits
-    from jaxdet import workdir as files
-    from jaxdet.boxes import concatenate
+    from jaxdet import crossval as folds
     from jaxdet.dataset import read_split
-    from jaxdet.report.evaluation import evaluation_page
-    from jaxdet.train import train
+    from jaxdet.workdir import write_atomically
     from tfds_vinbig import submission
 
-    config, workdir = checked_config(), path("workdir", True)
-    if config.data.split != "folds" or config.data.eval_split != "rest":
-        raise InputError(
-            "--mode=crossval: needs config.data.split=folds and config.data.eval_split=rest"
-        )
+    config, folder = checked_config(), path("workdir", True)
     builder = open_data(config)
     dataset = read_split(builder, "train")
-    folds = []
-    for fold in range(config.data.num_folds):  # all are tried before the first is trained
-        fold_config = config.copy_and_resolve_references()
-        fold_config.data.fold = fold
-        folds.append((fold_config, splits.train_and_eval(fold_config.data, builder, dataset)))
-    ids, tables, truths, sizes = [], [], [], []
-    for fold, (fold_config, sets) in enumerate(folds):
-        print(f"fold {fold} of {config.data.num_folds}")
-        _, evaluator = train(fold_config, dataset, *sets, workdir / f"fold{fold}")
-        tables.append(evaluator.table)
-        truths.append(evaluator.truth)
-        ids += list(evaluator.dataset.ids)
-        sizes.append(len(evaluator.dataset))
-    detections, truth = concatenate(tables, sizes), concatenate(truths, sizes)
-    evaluation = config.evaluation
-    case = scores.Case(ids, dataset.class_names, truth, evaluation.ground_truth, detections)
-    result = case.summarize(evaluation.more_iou_thresholds, evaluation.bootstrap_samples)
-    result |= {"checkpoint": config.train.steps, "split": f"all {config.data.num_folds} folds"}
-    print(result["split"])
-    print(scores.format_table(result, truth))
-    csv = submission.to_csv(ids, detections, dataset.class_ids)
-    files.write_atomically(workdir / "out_of_fold.csv", csv)
-    files.write_atomically(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
-    page = evaluation_page(
-        case, result, title=str(workdir), dataset=dataset.of_ids(ids), config=config.to_dict(),
-        about={"workdir": workdir.absolute(), "dataset": config.data.name},
-        bootstrap_samples=evaluation.bootstrap_samples,
-    )  # fmt: skip
-    files.write_atomically(workdir / "report.html", page)
+    case = folds.train_folds(config, builder, dataset, folder)
+    csv = submission.to_csv(case.ids, case.detections, dataset.class_ids)
+    write_atomically(folder / "out_of_fold.csv", csv)
+    folds.write_scores(case, config, dataset, folder)
 
 
 def inspect() -> None:
@@ -381,7 +291,7 @@ def run(argv: list[str]) -> int:
     """The exit code of a command line."""
     try:
         with signals.caught():
-            parse(argv)
+            parse(argv, Path(__file__).with_name("configs") / "of_workdir.py", MODES)
             main()
     except InputError as error:
         print(f"run.py: {error}", file=sys.stderr)

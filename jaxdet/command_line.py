@@ -1,0 +1,67 @@
+"""The words of a command line: read, or one line that says which does not fit."""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from jaxdet import InputError
+
+FLAGS = flags.FLAGS
+
+
+def parse(argv: list[str], of_workdir: Path, modes: Mapping[str, set[str]]) -> None:
+    """Read the flags, and the config with what is set of it.
+
+    Args:
+        argv: the words, the program's name first.
+        of_workdir: the config file that reads the run in a workdir, taken where none is given.
+        modes: the flags that each --mode uses.
+
+    Raises:
+        InputError: for what is no flag or field, or has a value that it cannot have, or is of
+            another mode.
+    """
+    if {"-h", "-help", "--help"} & set(argv):
+        app.usage(writeto_stdout=True, exitcode=0)
+    # A run has its config: it is read where none is given. None is no number to absl.
+    given = re.search(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
+    no_config = not any(re.match(r"--?config(=|$)", word) for word in argv)
+    if given and no_config and (Path(given[1]).expanduser() / "config.json").exists():
+        argv = [argv[0], f"--config={of_workdir}:{given[1]}", *argv[1:]]
+    nulls = [m[1] for word in argv if (m := re.fullmatch(r"--?config\.([\w.]+)=None", word))]
+    argv = [word for word in argv if not re.fullmatch(r"--?config\.[\w.]+=None", word)]
+    sys.argv = argv  # where ml_collections looks for overrides
+    try:
+        rest = FLAGS(argv)
+        list(FLAGS.config or ())  # a file that cannot be loaded says so only now
+    except AttributeError as error:  # ml_collections: an override of a field that is not there
+        field = re.search(r"\w+", str(error))[0]
+        unknown = [word for word in argv if word.startswith("--config.") and field in word]
+        raise InputError(f"{' '.join(unknown) or field}: no such config field") from error
+    except (flags.Error, OSError, ImportError, SyntaxError, TypeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # A config that raises comes as a whole traceback: its last line says why.
+        one_line = f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
+        raise InputError(one_line) from error
+    if rest[1:]:
+        raise InputError(f"{rest[1]}: not a flag")
+    for name in sorted(set().union(*modes.values()) - modes[FLAGS.mode]):
+        if FLAGS[name].present:
+            raise InputError(f"--{name}: --mode={FLAGS.mode} does not use it")
+    for name in nulls:
+        set_null(FLAGS.config, name)
+
+
+def set_null(config: ConfigDict | None, name: str) -> None:
+    """Set the field "section.field" to None, which its type does not matter for."""
+    *sections, field = name.split(".")
+    for section in sections:
+        config = config[section] if isinstance(config, ConfigDict) and section in config else None
+    if config is None or field not in config:
+        raise InputError(f"--config.{name}=None: no such config field")
+    with config.ignore_type():
+        config[field] = None
