@@ -66,7 +66,6 @@ def path(name: str, required: bool = False) -> Path | None:
 def score() -> None:
     """Print the scores of a file, and write a report where one is asked for."""
     from jaxdet import scores
-    from jaxdet.evaluate import Against, score_case
     from tfds_vinbig import coco, kaggle, submission
 
     truth_path, submission_path = path("annotations", True), path("submission", True)
@@ -85,14 +84,27 @@ def score() -> None:
         print(f"note: {note}", file=sys.stderr)
     columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
     case = scores.of_files(*columns, ids, detections, FLAGS.ground_truth or "raw")
-    other = None
+    result, other = case.summarize(bootstrap_samples=FLAGS.bootstrap), None
     if against := path("against"):
-        other_ids, table = read(against)
+        from jaxdet.compare import compare
+
+        other_ids, other = read(against)
         if set(other_ids) != set(ids):
             raise InputError(f"--against: {against} is of other images than {submission_path}")
-        other = Against(scores.renumber(table, other_ids, case.ids), str(against))
-    about = {"submission": submission_path.absolute(), "annotations": truth_path.absolute()}
-    result = score_case(case, other, FLAGS.bootstrap, path("report"), about, submission_path.name)
+        other = scores.renumber(other, other_ids, case.ids)
+        result["against"] = compare(
+            case, other, str(against), bootstrap_samples=FLAGS.bootstrap or 1000
+        )
+    if report := path("report"):
+        from jaxdet.report.evaluation import evaluation_page
+        from jaxdet.workdir import write_atomically
+
+        about = {"submission": submission_path.absolute(), "annotations": truth_path.absolute()}
+        page = evaluation_page(
+            case, result, title=submission_path.name, other=other, about=about,
+            bootstrap_samples=FLAGS.bootstrap,
+        )  # fmt: skip
+        write_atomically(report, page)
     print(json.dumps(result, indent=2))
 
 

@@ -162,36 +162,3 @@ def evaluate_run(
     evaluator.score(loaded.weights)
     evaluator.write(folder, loaded.step, against)
     return evaluator
-
-
-def score_case(
-    case: scores.Case,
-    against: Against | None,
-    bootstrap_samples: int,
-    report: Path | None,
-    about: dict[str, Path],
-    title: str,
-) -> dict:
-    """The scores of files, beside others where there are, and their report where one is wanted.
-
-    Args:
-        against: in the order of `case.ids`.
-        report: where the page is written to.
-        about: what was scored, for people.
-    """
-    result = case.summarize(bootstrap_samples=bootstrap_samples)
-    if against:
-        result["against"] = compare.compare(
-            case, *against, bootstrap_samples=bootstrap_samples or 1000
-        )
-    if report:
-        page = evaluation_page(
-            case,
-            result,
-            title=title,
-            other=against.table if against else None,
-            about=about,
-            bootstrap_samples=bootstrap_samples,
-        )
-        workdir.write_atomically(report, page)
-    return result
