@@ -20,11 +20,13 @@ config_flags.DEFINE_config_file(
     "config", None, "The config, such as configs/phantom.py; a run in --workdir has its own."
 )
 flags.DEFINE_string("workdir", None, "Where the run keeps what it writes.")
-flags.DEFINE_string("checkpoint", "latest", "evaluate, predict: a step, best, or latest.")
+flags.DEFINE_string("checkpoint", "latest", "evaluate, predict, export: a step, best, or latest.")
 flags.DEFINE_string("images", None, "predict: a file, folder or glob instead of the test split.")
 flags.DEFINE_string("meta", None, "predict: CSV or COCO JSON of the original sizes of --images.")
 flags.DEFINE_boolean("invert", False, "predict: invert the images that look inverted.")
-flags.DEFINE_string("output", None, "predict: a CSV file or a folder, instead of the workdir.")
+flags.DEFINE_string(
+    "output", None, "predict: a CSV file or a folder; ensemble: a file; export: a folder."
+)
 flags.DEFINE_string("annotations", None, "score: the readers' boxes, Kaggle CSV or COCO JSON.")
 flags.DEFINE_string("submission", None, "score: what is scored, submission CSV or COCO results.")
 flags.DEFINE_string("ground_truth", None, "evaluate, score: raw, wbf@IOU, nms@IOU, ...")
@@ -33,6 +35,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("against", None, "evaluate: another workdir; score: another submission.")
 flags.DEFINE_string("report", None, "score: an HTML file to write a report to.")
+flags.DEFINE_list("submissions", None, "ensemble: files, or workdirs that have predicted.")
+flags.DEFINE_list("weights", None, "ensemble: a number for each of --submissions.")
+flags.DEFINE_float("iou", 0.5, "ensemble: boxes that overlap by more are one.", 0.0, 1.0)
 flags.DEFINE_string("replay", None, "train: a skipped_batch.npz whose step is made again.")
 # Of several processes; SLURM, Open MPI, TPUs and Kubernetes need none of these.
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; each process is given the same.")
@@ -50,6 +55,8 @@ MODES = {
               "report"},
     "crossval": RUN,
     "inspect": RUN,
+    "ensemble": {"mode", "submissions", "weights", "iou", "output"},
+    "export": RUN | {"checkpoint", "output"},
 }  # fmt: skip
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
@@ -283,6 +290,42 @@ def inspect() -> None:
     builder = open_data(config)
     dataset = read_split(builder, "train")
     inspect(config, dataset, *splits.train_and_eval(config.data, builder, dataset), folder)
+
+
+def ensemble() -> None:
+    """Write one submission made of several."""
+    from jaxdet.ensemble import fuse_tables
+    from jaxdet.workdir import read_config, write_atomically
+    from tfds_vinbig import coco, results, submission
+    from tfds_vinbig.tables import parse_number
+
+    output, words = path("output", True), FLAGS.weights or [1] * len(FLAGS.submissions or ())
+    if output.suffix not in (".csv", ".json"):
+        raise InputError(f"--output: {output} ends neither in .csv (submission) nor .json (COCO)")
+    own = "submission.csv" if output.suffix == ".csv" else "detections.json"
+    named = [Path(word).expanduser() for word in FLAGS.submissions or ()]
+    files = [place / own if place.is_dir() else place for place in named]
+    if not files or any(file.suffix != output.suffix for file in files):
+        raise InputError(f"--submissions: needs workdirs, or {output.suffix} files as --output is")
+    weights = list(map(parse_number, map(str, words)))
+    if len(weights) != len(files) or not all(weight > 0 for weight in weights):
+        raise InputError(f"--weights: needs {len(files)} numbers above 0, one for each submission")
+    # A submission beside a run is that run's, whose classes have names.
+    beside = [file.parent for file in files if (file.parent / "config.json").exists()]
+    runs = [read_config(folder)[1] for folder in beside]
+    for folder, run in zip(beside, runs, strict=True):
+        if (run.class_names, run.class_ids) != (runs[0].class_names, runs[0].class_ids):
+            raise InputError(f"--submissions: the runs {folder} and {beside[0]} have other classes")
+    known = runs[0].class_ids if runs else None
+    ids, tables, class_ids, image_ids = results.read_all(files, known)
+    table = fuse_tables(tables, weights, f"wbf@{FLAGS.iou}")
+    if output.suffix == ".csv":
+        write_atomically(output, submission.to_csv(ids, table, class_ids))
+    else:
+        write_atomically(output, coco.to_json(ids, table, class_ids, image_ids))
+    print(
+        f"{len(files)} submissions fused: {len(table.image)} boxes in {len(ids)} images, {output}"
+    )
 
 
 def main() -> None:

@@ -104,6 +104,10 @@ def get_config(size: str = "256") -> ConfigDict:
     inference.pre_nms_top_k = 300  # a level
     inference.nms_iou = 0.4
     inference.max_detections = 100  # an image
+    tta = inference.tta = ConfigDict()  # test-time augmentation: further looks at each image
+    tta.flip = False  # mirrored too, at each scale; for a network trained with augment.flip
+    tta.scales = ()  # factors of data.image_size besides 1, such as (0.8, 1.25)
+    tta.fusion = "wbf@0.5"  # of what the looks found, or "nms@IOU"
 
     evaluation = config.evaluation = ConfigDict()
     evaluation.ground_truth = "wbf@0.4"  # or "raw", or another of jaxdet.fusion

@@ -16,7 +16,8 @@ POSITIVE = (
     "model.aspect_ratios", "model.num_scales", "model.num_ratios", "loss.atss_candidates",
     "train.steps", "train.batch_size", "train.learning_rate", "train.clip_norm",
     "train.log_every", "train.checkpoint_every", "train.evaluate_every", "train.max_skipped_steps",
-    "inference.pre_nms_top_k", "inference.max_detections", "evaluation.batch_size",
+    "inference.pre_nms_top_k", "inference.max_detections", "inference.tta.scales",
+    "evaluation.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "augment.scale", "augment.shift", "augment.rotate", "augment.brightness",
@@ -29,6 +30,7 @@ SHARES = (
     "loss.background_iou", "loss.alpha", "train.momentum", "train.ema_decay",
     "inference.score_threshold", "inference.nms_iou", "evaluation.more_iou_thresholds",
 )  # fmt: skip
+MAY_BE_EMPTY = ("inference.tta.scales", "evaluation.more_iou_thresholds")
 CHOICES = {**models.CHOICES, "train.optimizer": ("adamw", "sgd")}
 # What may differ from the run's, since it does not change what the run is.
 FREE = (
@@ -70,7 +72,7 @@ def check(config: ConfigDict, known: ConfigDict) -> None:
     ):
         for name in names:
             value = ours[name]
-            if value == () and name != "evaluation.more_iou_thresholds":
+            if value == () and name not in MAY_BE_EMPTY:
                 raise InputError(f"config.{name}: empty")
             for x in value if isinstance(value, tuple) else (value,):
                 if x is not None and not fits(x):
@@ -86,11 +88,18 @@ def check(config: ConfigDict, known: ConfigDict) -> None:
         models.abstract(model, config.loss, 1, config.data.image_size)
     except ValueError as error:
         raise InputError(f"config.{error}") from error
-    for name in ("data.fusion", "evaluation.ground_truth"):
+    for name in ("data.fusion", "evaluation.ground_truth", "inference.tta.fusion"):
         try:
-            fusion.parse(ours[name])
+            method = fusion.parse(ours[name])
         except InputError as error:
             raise InputError(f"config.{name}: {error}") from error
+    if method.name not in ("wbf", "nms"):
+        raise InputError(f"config.inference.tta.fusion: {ours[name]!r} is not wbf@IOU or nms@IOU")
+    for scale in ours["inference.tta.scales"]:
+        if not 32 <= scale * config.data.image_size <= 8192:
+            raise InputError(
+                f"config.inference.tta.scales: {scale} makes no image of 32 to 8192 pixels"
+            )
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:
@@ -117,6 +126,8 @@ def of_run(folder: Path, known: ConfigDict) -> ConfigDict:
     config = known.copy_and_resolve_references()
     saved = dict(fields(sections))
     for name, _ in fields(known):
+        if name not in saved and name.startswith(FREE):
+            continue  # of an earlier version, and no part of what the run is
         if name not in saved:
             raise InputError(f"{folder / 'config.json'}: lacks {name}: it is of another version")
         section, _, field = name.rpartition(".")

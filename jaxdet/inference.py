@@ -7,15 +7,53 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Int, UInt8
+from jaxtyping import Array, Int, UInt8
 from ml_collections import ConfigDict
 
 from jaxdet import checkpoint, models, parallel, workdir
 from jaxdet.boxes import BoxTable
 from jaxdet.compilation import jit
+from jaxdet.ensemble import fuse_looks
 from jaxdet.images import normalize
 from jaxdet.nms import Detections
 from jaxdet.scores import NO_FINDING_BOX
+
+
+def looks(tta: ConfigDict, image_size: int) -> list[tuple[int, bool]]:
+    """What `config.inference.tta` has an image looked at as: (pixels along a side, mirrored).
+
+    The first is the image as it is.
+    """
+    sizes = dict.fromkeys([image_size, *(round(image_size * scale) for scale in tta.scales)])
+    return [(size, mirrored) for size in sizes for mirrored in ((False, True)[: 1 + tta.flip])]
+
+
+def detector_function(
+    config: ConfigDict, num_classes: int
+) -> Callable[[dict[str, nnx.State], UInt8[Array, "batch h w"], int, bool], Detections]:
+    """detect(weights, images, size, mirrored): what the network finds in one look at images.
+
+    Boxes come in pixels of the images, whatever `size` they are looked at in.
+    """
+    image_size, choice = config.data.image_size, dict(config.inference)
+    del choice["tta"]
+
+    def detect(weights, images, size=image_size, mirrored=False):
+        # Parameters do not depend on the size, but anchors lie on every location.
+        graphdef, _ = models.abstract(config.model, config.loss, num_classes, size)
+        model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
+        if size != image_size:
+            shape = (len(images), size, size)
+            images = jax.image.resize(images.astype("float32"), shape, "linear")
+        if mirrored:
+            images = images[:, :, ::-1]
+        found = model.detections(model(normalize(images)), **choice)
+        boxes = found.boxes
+        if mirrored:
+            boxes = boxes.at[..., [0, 2]].set(size - boxes[..., [2, 0]])
+        return found._replace(boxes=boxes * (image_size / size))
+
+    return detect
 
 
 class Detector:
@@ -23,20 +61,21 @@ class Detector:
 
     Attributes:
         config: of the run.
+        looks: see `looks`.
         abstract_weights: shapes of what `detect_all` takes as weights.
     """
 
     def __init__(self, config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
         self.config, self.mesh = config, mesh
-        graphdef, self.abstract_weights = models.abstract(
+        self.looks = looks(config.inference.tta, config.data.image_size)
+        _, self.abstract_weights = models.abstract(
             config.model, config.loss, num_classes, config.data.image_size
         )
-
-        def detect(weights, images):
-            model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
-            return model.detections(model(normalize(images)), **config.inference)
-
-        self.detect = jit(detect, out_shardings=parallel.replicated(mesh))
+        self.detect = jit(
+            detector_function(config, num_classes),
+            static_argnums=(2, 3),
+            out_shardings=parallel.replicated(mesh),
+        )
 
     def load_weights(
         self, manager, which: str, scores: dict[int, float]
@@ -57,7 +96,7 @@ class Detector:
         num_images: int,
         between: Callable[[], None] = lambda: None,
     ) -> Detections:
-        """Detections of all images, on the host.
+        """Detections of all images, on the host; of several looks, fused.
 
         Args:
             load: gives image i at the model's size; each process asks for its own share.
@@ -65,13 +104,18 @@ class Detector:
         """
         batch_size = self.config.evaluation.batch_size
         black = np.zeros((self.config.data.image_size,) * 2, np.uint8)
-        parts = []
+        parts = [[] for _ in self.looks]
         for positions in parallel.local_positions(num_images, batch_size):
             batch = np.stack([black if i < 0 else load(int(i)) for i in positions])
             images = parallel.shard_batch({"images": batch}, self.mesh)["images"]
-            parts.append(jax.device_get(self.detect(weights, images)))
+            for part, look in zip(parts, self.looks, strict=True):
+                part.append(jax.device_get(self.detect(weights, images, *look)))
             between()
-        return jax.tree.map(lambda *x: np.concatenate(x)[:num_images], *parts)
+        found = [jax.tree.map(lambda *x: np.concatenate(x)[:num_images], *part) for part in parts]
+        if len(found) == 1:
+            return found[0]
+        choice = self.config.inference
+        return fuse_looks(found, choice.tta.fusion, choice.max_detections)
 
 
 class Loaded(NamedTuple):

@@ -1,0 +1,72 @@
+"""Several opinions of the same images made one: of looks at them, of detectors, of submissions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdet import fusion
+from jaxdet.boxes import BoxTable
+from jaxdet.nms import Detections
+
+
+def fuse_tables(
+    tables: Sequence[BoxTable],
+    weights: Sequence[float | int] | None = None,
+    method: str = "wbf@0.5",
+) -> BoxTable:
+    """Tables of the same images as one, by weighted boxes fusion (Solovyev et al. 2021).
+
+    A box counts with its score times the weight of its table. A fused one has the mean of those
+    that joined it, times the share of the tables that could have: what one of three alone has found
+    keeps a third of its score. This is `weighted_boxes_fusion` of ensemble-boxes with its default
+    `conf_type`. A box that is the same in every table, as that of "No finding", comes out with the
+    mean of its scores by weight.
+
+    Args:
+        weights: of each table, above 0; 1 if left out.
+        method: "wbf@IOU", or another of `fusion.fuse` that takes scores.
+
+    Returns:
+        The fused boxes by image, label and descending score; rows of score 0 or below are dropped.
+    """
+    weights = np.ones(len(tables)) if weights is None else np.asarray(weights, np.float64)
+    source = np.repeat(np.arange(len(tables)), [len(table.image) for table in tables])
+    rows = BoxTable(*map(np.concatenate, zip(*tables, strict=True)))
+    scores = rows.scores * weights[source]
+    kept = scores > 0
+    image, labels, boxes = rows.image[kept], rows.labels[kept], rows.boxes[kept]
+    fused = fusion.fuse(method, image, labels, source[kept], boxes, len(tables), scores[kept])
+    return fused._replace(scores=fused.scores * len(tables) / weights.sum())
+
+
+def fuse_looks(looks: Sequence[Detections], method: str, max_detections: int) -> Detections:
+    """Detections of several looks at the same images as one, the best `max_detections` an image.
+
+    Args:
+        looks: on the host, boxes in pixels of the same picture.
+        method: "wbf@IOU" or "nms@IOU".
+    """
+    tables = []
+    for look in looks:
+        image, slot = np.nonzero(look.mask)
+        columns = look.labels[image, slot], look.boxes[image, slot], look.scores[image, slot]
+        tables.append(BoxTable(image, *columns))
+    fused = fuse_tables(tables, method=method)
+    order = np.lexsort((-fused.scores, fused.image))
+    image, labels, boxes, scores = (column[order] for column in fused)
+    num_images = len(looks[0].normal)
+    counts = np.bincount(image, minlength=num_images)
+    slot = np.arange(len(image)) - (np.cumsum(counts) - counts)[image]
+    fits = slot < max_detections
+    shape = (num_images, max_detections)
+    result = Detections(
+        boxes=np.zeros((*shape, 4), np.float32),
+        labels=np.zeros(shape, np.int32),
+        scores=np.zeros(shape, np.float32),
+        mask=np.zeros(shape, bool),
+        normal=np.mean([look.normal for look in looks], axis=0, dtype=np.float32),
+    )
+    at = image[fits], slot[fits]
+    result.boxes[at], result.labels[at] = boxes[fits], labels[fits]
+    result.scores[at], result.mask[at] = scores[fits], True
+    return result

@@ -1,0 +1,98 @@
+"""Submissions and COCO results read without annotations, of whatever images they name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxdet import InputError
+from jaxdet.boxes import BoxTable
+from tfds_vinbig import coco, submission
+from tfds_vinbig.json_lists import entries_of, load, parse_id, parse_whole
+from tfds_vinbig.records import Annotations, flatten, raise_all
+from tfds_vinbig.tables import parse_number, read_table
+
+# "No finding" is a class of submissions like any other. COCO's results have none: it is this label
+# that `coco.read_detections` adds and `coco.to_json` drops.
+NONE = -1
+
+
+def read_all(
+    paths: Sequence[Path], known: Sequence[int] | None = None
+) -> tuple[list[str], list[BoxTable], tuple[int, ...], dict[str, int | str]]:
+    """Submissions, or COCO results, of the same images.
+
+    Args:
+        paths: all .csv, or all .json.
+        known: the class ids that there are, if that is known.
+
+    Returns:
+        ids: of the images, in the order of the first submission.
+        tables: of each file; `image` counts `ids`.
+        class_ids: what the labels of the tables are called in the files, and `NONE`.
+        image_ids: what COCO calls each image; empty for submissions.
+
+    Raises:
+        InputError: for a file that is no such table or list, submissions of different images, or a
+            class that is not `known`.
+    """
+    as_json = paths[0].suffix == ".json"
+    named = [(_named_in_json if as_json else _named_in_csv)(path) for path in paths]
+    for path, (_, classes) in zip(paths, named, strict=True):
+        strange = sorted(classes - set(known)) if known else []
+        if strange:
+            raise InputError(f"{path}: has the class {strange[0]}, which the run does not have")
+    class_ids = tuple(sorted(set().union(*(classes for _, classes in named))))
+    image_ids = {str(name): name for names, _ in named for name in names}
+    ids = tuple(image_ids)
+    first = set(map(str, named[0][0]))
+    for path, (names, _) in zip(paths[1:], named[1:], strict=True):
+        names = set(map(str, names))
+        alone = sorted(first ^ names)
+        if alone and not as_json:  # COCO does not name an image where nothing is found
+            raise InputError(
+                f"{path} is of other images than {paths[0]}: {alone[0]} is in one of the two "
+                f"alone, and {len(alone) - 1} more"
+            )
+        if first and names and not first & names:
+            raise InputError(f"{path} and {paths[0]} have no image in common")
+    if as_json:
+        everything = Annotations(
+            class_names=tuple(map(str, class_ids)),
+            class_ids=(*class_ids, NONE),
+            image_ids=tuple(image_ids.values()),
+            notes=[],
+            **flatten([], ids),
+        )
+        tables = [coco.read_detections(path, everything)[1] for path in paths]
+        return list(ids), tables, everything.class_ids, image_ids
+    place, tables = {name: i for i, name in enumerate(ids)}, []
+    for path in paths:
+        own, table = submission.read(path, class_ids)
+        at = np.array([place[name] for name in own], np.int64)
+        tables.append(table._replace(image=at[table.image]))
+    return list(ids), tables, (*class_ids, NONE), {}
+
+
+def _named_in_csv(path: Path) -> tuple[list[str], set[int]]:
+    """The images and classes of a submission; what is wrong with it `submission.read` says."""
+    problems = []
+    table = read_table(path, problems, ("image_id", "predictionstring"))
+    raise_all(problems, path)
+    strings = [fields[table.at["predictionstring"]].split() for _, fields in table.rows]
+    numbers = {parse_number(word) for words in strings for word in words[::6]}
+    ids = [fields[table.at["image_id"]] for _, fields in table.rows]
+    return ids, {int(number) for number in numbers if number.is_integer() and number >= 0}
+
+
+def _named_in_json(path: Path) -> tuple[list[int | str], set[int]]:
+    """The images and classes of COCO results; the rest `coco.read_detections` says."""
+    problems = []
+    data = load(path, problems)
+    if not problems and not isinstance(data, list):
+        problems.append(f"{path}: not a list of detections")
+    entries = entries_of(data if isinstance(data, list) else [], path, "", problems)
+    raise_all(problems, path)
+    ids = dict.fromkeys(parse_id(entry.get("image_id")) for _, entry in entries)
+    classes = {parse_whole(entry.get("category_id")) for _, entry in entries}
+    return [name for name in ids if name is not None], classes - {None}
