@@ -130,7 +130,7 @@ def checked_config() -> ConfigDict:
     if FLAGS.ground_truth:
         config.evaluation.ground_truth = FLAGS.ground_truth
     configs.check(config, retina.get_config())
-    if FLAGS.mode in ("evaluate", "predict") or checkpoint.exists(workdir):
+    if FLAGS.mode in ("evaluate", "predict", "export") or checkpoint.exists(workdir):
         config = configs.as_run(config, workdir)
     return config
 
@@ -290,6 +290,16 @@ def inspect() -> None:
     builder = open_data(config)
     dataset = read_split(builder, "train")
     inspect(config, dataset, *splits.train_and_eval(config.data, builder, dataset), folder)
+
+
+def export() -> None:
+    """Write the detector as a file that runs with jax alone."""
+    from jaxdet import export, inference, workdir
+
+    config, folder = checked_config(), path("workdir", True)
+    num_classes = len(workdir.read_config(folder)[1].class_names)
+    loaded = inference.load(config, folder, FLAGS.checkpoint, num_classes)
+    export.export_run(loaded, folder, path("output") or folder / "export")
 
 
 def ensemble() -> None:
