@@ -47,9 +47,10 @@ def export_detector(loaded: inference.Loaded, num_classes: int) -> jax.export.Ex
     """
     config = loaded.detector.config
     detect = inference.detector_function(config, num_classes)
+    weights = jax.device_get(loaded.weights)  # constants of one device, whatever they are on here
 
     def call(images):
-        return detect(loaded.weights, images)._asdict()
+        return detect(weights, images)._asdict()
 
     (batch,) = jax.export.symbolic_shape("batch")
     shape = (batch, config.data.image_size, config.data.image_size)
