@@ -33,10 +33,10 @@ def commands():
             words = []
             for word in [*shlex.split(line, comments=True), "&&"]:
                 if word in ("&&", "|", ";", ">", ">>", "do", "done"):
-                    if words and Path(words[0]).name in ("python", "python3"):
-                        # In the text a command may be named without its flags.
-                        if words[1:] != ["-m", "tfds_vinbig"] and "..." not in words:
-                            yield page.name, words[1:]
+                    # In the text a command may be named without its flags.
+                    named = words[1:] == ["-m", "tfds_vinbig"] or "..." in words
+                    if words and Path(words[0]).name in ("python", "python3") and not named:
+                        yield page.name, words[1:]
                     words = []
                 elif words or not re.match(r"[A-Z_]+=", word):
                     words.append(word)
