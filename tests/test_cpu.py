@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxdet import models
-from jaxdet.models import cpu, layers
+from jaxdet import cpu, models
+from jaxdet.models import layers
 from tests import networks
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdet.models import cpu
+from jaxdet import cpu
 
 EPSILON = 1e-5  # of every normalisation that learns: torch's
 
