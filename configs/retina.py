@@ -55,6 +55,7 @@ def get_config(size: str = "256") -> ConfigDict:
     backbone.width = 64  # channels of the first stage; of convnext 96
     backbone.norm = "batch"  # or "group", "frozen_batch"; of convnext "layer"
     backbone.frozen_stages = 0  # what does not learn: 1 is the stem, 5 is all
+    backbone.remat = False  # computed again for the gradient: less memory, more time
     model.init_from = ""  # weights of torchvision or timm: .safetensors, .npz or .pth
     # Levels of the pyramid, anchor sizes (square root of the area, in strides) and ratios (height /
     # width). None: planned from the training boxes, and kept in the run's config.json.

@@ -26,3 +26,9 @@ def compiler_options() -> dict[str, str] | None:
 def jit(function: Callable, **kwargs) -> Callable:
     """`jax.jit` with `compiler_options()`; `kwargs` are its other arguments."""
     return jax.jit(function, compiler_options=compiler_options(), **kwargs)
+
+
+def jit_to_run_once(function: Callable, **kwargs) -> Callable:
+    """`jax.jit` for what compiles longer than it runs: on a CPU, the compiler tries less hard."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=options, **kwargs)

@@ -91,6 +91,21 @@ def conv(
     )
 
 
+def run_block(
+    block: nnx.Module, x: Float[Array, "b h w c"], *flags: bool, remat: bool
+) -> Float[Array, "b h2 w2 d"]:
+    """`block(x, *flags)`; with `remat` it is computed again for its gradient, not kept in memory.
+
+    Rematerialisation, also called activation checkpointing (Chen et al. 2016): of a block, only
+    what comes in is kept.
+    """
+
+    def run(block, x):
+        return block(x, *flags)
+
+    return (nnx.remat(run) if remat else run)(block, x)
+
+
 class OnesConv(nnx.Module):
     """What a backbone's first convolution would add for one more channel, of ones.
 

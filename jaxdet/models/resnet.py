@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdet.models.layers import Norm, OnesConv, conv, names_of_layer
+from jaxdet.models.layers import Norm, OnesConv, conv, names_of_layer, run_block
 
 BLOCKS = {
     10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
@@ -124,6 +124,7 @@ class ResNet(nnx.Module):
         norm: "batch", "frozen_batch" or "group".
         frozen_stages: how much does not learn, BatchNorm's averages included: 0 nothing, 1 the
             stem, 2 the first stage too, up to 5.
+        remat: keep no activations inside a block for its gradient: less memory, more time.
         in_channels: 1 for a radiograph.
         dtype: of the computation; parameters are float32.
 
@@ -141,6 +142,7 @@ class ResNet(nnx.Module):
         width: int,
         norm: str,
         frozen_stages: int,
+        remat: bool = False,
         in_channels: int = 1,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -153,7 +155,7 @@ class ResNet(nnx.Module):
             raise ValueError(f"model.backbone.norm: {norm!r} is not one of {known}")
         block = BasicBlock if depth < 50 else Bottleneck
         options = {"norm": norm, "dtype": dtype, "rngs": rngs}
-        self.frozen_stages = frozen_stages
+        self.frozen_stages, self.remat = frozen_stages, remat
         self.stem = Stem(in_channels, width, **options)
         channels, stages = width, []
         for stage, num_blocks in enumerate(BLOCKS[depth]):
@@ -178,7 +180,7 @@ class ResNet(nnx.Module):
         for i, stage in enumerate(self.stages, start=2):
             frozen = self.frozen_stages >= i
             for block in stage:
-                x = block(x, train and not frozen)
+                x = run_block(block, x, train and not frozen, remat=self.remat)
             x = jax.lax.stop_gradient(x) if frozen else x
             features.append(x)
         return features
