@@ -35,7 +35,8 @@ def get_config(size: str = "256") -> ConfigDict:
     data.fusion = "wbf@0.4"
     data.normal_share = 0.25  # of the images drawn; None: as in the data
     data.balance_classes = False  # images with findings come from each class in turn
-    data.cache = True  # decoded images in memory: 1 GB at 256 pixels, 4 at 512, 16 at 1024
+    # Decoded images in memory, where they fit: 1 GB at 256 pixels, 4 at 512, 16 at 1024.
+    data.cache = True
     data.num_workers = 4  # threads that read ahead
 
     augment = config.augment = ConfigDict()
