@@ -46,12 +46,14 @@ def make_config(network: str, size: int, batch_size: int, dtype: str) -> ConfigD
     return config
 
 
-def random_batch(config: ConfigDict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def random_batch(
+    config: ConfigDict, rng: np.random.Generator, most: int = MAX_BOXES
+) -> dict[str, np.ndarray]:
     """Noise with up to eight boxes an image; half of the images are normal."""
-    n, size, most = config.train.batch_size, config.data.image_size, MAX_BOXES
+    n, size = config.train.batch_size, config.data.image_size
     extent = rng.uniform(size / 16, size / 2, (n, most, 2))
     corner = rng.uniform(0, 1, (n, most, 2)) * (size - extent)
-    counts = rng.integers(1, 9, n) * (np.arange(n) % 2)
+    counts = np.minimum(rng.integers(1, 9, n), most) * (np.arange(n) % 2)
     return {
         "images": rng.integers(0, 256, (n, size, size), np.uint8),
         "boxes": np.concatenate([corner, corner + extent], axis=-1).astype(np.float32),
