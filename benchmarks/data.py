@@ -3,7 +3,7 @@
     python benchmarks/data.py
 
 Draws films of 256 and 1024 pixels, builds datasets of them, and measures (1) how many images a
-second `read_ahead` gives by the number of its threads, streamed from the records and from memory;
+second are made into batches by so many threads, from the records and from memory;
 (2) the step of `configs/phantom.py` fed with one constant batch, with images kept in memory, and
 with images decoded for each batch, by turns. Everything that the pipeline costs is in (2): it runs
 on the processors that compute the step too.
@@ -12,6 +12,7 @@ on the processors that compute the step too.
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs and benchmarks
@@ -43,27 +44,26 @@ def make_dataset(folder: Path, size: int) -> Dataset:
     return read_split(open_dataset(f"tfds_vinbig/films{size}", str(folder)), "train")
 
 
-def make_stream(dataset: Dataset, size: int, keep: bool, workers: int):
+def make_batches(dataset: Dataset, size: int, keep: bool):
     """The batches of `configs/phantom.py` with images of `size` pixels."""
     config = phantom.get_config()
     config.data.image_size, config.data.cache = size, keep
     targets = make_targets(dataset, config.data.fusion, size)
-    return read_ahead(training_batches(config, dataset, targets, slice(None)), 0, workers)
+    return training_batches(config, dataset, targets, slice(None))
 
 
 def decoded(dataset: Dataset, size: int) -> None:
     """Print images a second, by threads."""
-    ways = {f"{workers} threads": (False, workers) for workers in FLAGS.workers}
-    ways["kept in memory"] = (True, 4)
-    streams = {name: make_stream(dataset, size, *way) for name, way in ways.items()}
-    batch_size = len(next(streams["kept in memory"])["images"])
+    batches = {keep: make_batches(dataset, size, keep) for keep in (True, False)}
+    batch_size = len(batches[True][0]["images"])
     count = FLAGS.images // batch_size
 
-    def take(stream):
-        for _ in range(count):
-            next(stream)
+    def take(keep, workers):
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(batches[keep].__getitem__, range(count)))
 
-    calls = {name: lambda stream=stream: take(stream) for name, stream in streams.items()}
+    calls = {f"{n} threads": lambda n=n: take(False, n) for n in FLAGS.workers}
+    calls["kept in memory"] = lambda: take(True, 1)
     for name, seconds in peers.in_turns(calls, FLAGS.rounds).items():
         print(f"| {size} | {name} | {peers.spread(count * batch_size / seconds)} |")
 
@@ -72,8 +72,8 @@ def fed(dataset: Dataset) -> None:
     """Print the time of a step by what feeds it."""
     size = phantom.get_config().data.image_size
     streams = {
-        "kept in memory": make_stream(dataset, size, True, 4),
-        "decoded for each batch": make_stream(dataset, size, False, 4),
+        "kept in memory": read_ahead(make_batches(dataset, size, True), 0, 4),
+        "decoded for each batch": read_ahead(make_batches(dataset, size, False), 0, 4),
     }
     constant = next(streams["kept in memory"])
     config = peers.make_config("phantom", size, 16, "float32")
