@@ -4,7 +4,6 @@ python run.py --config=configs/phantom.py --workdir=runs/phantom
 """
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxdet import InputError, signals
 from jaxdet.command_line import parse
+from jaxdet.stages import stage, summary
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -139,12 +139,16 @@ def open_data(config: ConfigDict):
     """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
     from jaxdet.dataset import open_dataset
 
-    folder = Path(config.data.dir).expanduser() / config.data.name
+    data_dir = Path(config.data.dir).expanduser()
+    folder = data_dir / config.data.name
     if config.data.name == "tfds_vinbig/phantom" and not folder.exists():
-        from tfds_vinbig.tfds_vinbig_dataset_builder import build
+        from tfds_vinbig.tfds_vinbig_dataset_builder import build, drawn_phantom
 
         print(f"drawing the phantom for {folder}")
-        build("phantom", config.data.dir)
+        with stage("drawing"):
+            drawn_phantom(data_dir / "phantom")
+        with stage("building"):
+            build("phantom", data_dir)
     return open_dataset(config.data.name, config.data.dir)
 
 
@@ -160,14 +164,17 @@ def train() -> None:
         replay.replay(config, folder, kept)
         return
     builder = open_data(config)
-    dataset = read_split(builder, "train")
-    sets = splits.train_and_eval(config.data, builder, dataset)
+    with stage("reading"):
+        dataset = read_split(builder, "train")
+        sets = splits.train_and_eval(config.data, builder, dataset)
     loaded, _ = train(config, dataset, *sets, folder)
     if "test" in builder.info.splits:
-        test = read_split(builder, "test")
-        batch_size = config.evaluation.batch_size
-        pictures = split_pictures(test, config.data.image_size, batch_size)
-        write_predictions(loaded, pictures, workdir.read_config(folder)[1], folder)
+        with stage("predicting"):
+            test = read_split(builder, "test")
+            batch_size = config.evaluation.batch_size
+            pictures = split_pictures(test, config.data.image_size, batch_size)
+            write_predictions(loaded, pictures, workdir.read_config(folder)[1], folder)
+    print(f"time: {summary()}")
 
 
 def evaluate() -> None:
@@ -341,14 +348,10 @@ def ensemble() -> None:
 def main() -> None:
     """What --mode asks for."""
     if FLAGS.mode != "score":
-        import jax
-
-        from jaxdet import parallel
+        from jaxdet import compilation, parallel
 
         parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
-        # Compiling takes longer than a short run: keep what was compiled.
-        if not jax.config.jax_compilation_cache_dir:
-            jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/jaxdet"))
+        compilation.keep_compiled()
     globals()[FLAGS.mode]()  # each mode is the function of its name
 
 

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs and benchmarks
 
-from benchmarks.train_step import to_torchvision, torchvision_optimizer, torchvision_retinanet
+from benchmarks.peers import to_torchvision, torchvision_optimizer, torchvision_retinanet
 from jaxdet import parallel, scores, splits
 from jaxdet.augment import augment
 from jaxdet.batches import Targets, make_targets, read_ahead, training_batches

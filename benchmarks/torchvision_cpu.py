@@ -18,12 +18,14 @@ def greedy_nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) 
     bottom_right = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
     intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    close = intersection / (area[:, None] + area - intersection) > iou_threshold
+    overlap = intersection / (area[:, None] + area - intersection)
+    suppresses = (overlap > iou_threshold).triu(1)  # each box those after it
     keep = torch.ones(len(boxes), dtype=torch.bool)
-    for i in range(len(boxes)):
-        if keep[i]:
-            keep[i + 1 :] &= ~close[i, i + 1 :]
-    return order[keep]
+    while True:  # until no decision changes, which is when all are as one by one
+        kept = ~(suppresses & keep[:, None]).any(dim=0)
+        if torch.equal(kept, keep):
+            return order[keep]
+        keep = kept
 
 
 try:

@@ -35,7 +35,8 @@ def get_config(size: str = "256") -> ConfigDict:
     data.fusion = "wbf@0.4"
     data.normal_share = 0.25  # of the images drawn; None: as in the data
     data.balance_classes = False  # images with findings come from each class in turn
-    data.cache = True  # decoded images in memory: 1 GB at 256 pixels, 4 at 512, 16 at 1024
+    # Decoded images in memory, where they fit: 1 GB at 256 pixels, 4 at 512, 16 at 1024.
+    data.cache = True
     data.num_workers = 4  # threads that read ahead
 
     augment = config.augment = ConfigDict()
@@ -55,6 +56,7 @@ def get_config(size: str = "256") -> ConfigDict:
     backbone.width = 64  # channels of the first stage; of convnext 96
     backbone.norm = "batch"  # or "group", "frozen_batch"; of convnext "layer"
     backbone.frozen_stages = 0  # what does not learn: 1 is the stem, 5 is all
+    backbone.remat = False  # computed again for the gradient: less memory, more time
     model.init_from = ""  # weights of torchvision or timm: .safetensors, .npz or .pth
     # Levels of the pyramid, anchor sizes (square root of the area, in strides) and ratios (height /
     # width). None: planned from the training boxes, and kept in the run's config.json.

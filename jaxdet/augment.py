@@ -30,7 +30,10 @@ def warp_image(
     """
     height, width = image.shape
     x, y = jnp.meshgrid(jnp.arange(width) + 0.5, jnp.arange(height) + 0.5)
-    source = (jnp.stack([x, y], axis=-1) - offset) @ jnp.linalg.inv(matrix).T - 0.5
+    # By hand, as `jnp.linalg.inv` is a call of a solver on a GPU.
+    (a, b), (c, d) = matrix
+    inverse = jnp.array([[d, -b], [-c, a]]) / (a * d - b * c)
+    source = (jnp.stack([x, y], axis=-1) - offset) @ inverse.T - 0.5
     return jax.scipy.ndimage.map_coordinates(
         image, [source[..., 1], source[..., 0]], order=1, mode="constant", cval=0.0
     )

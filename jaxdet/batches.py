@@ -1,12 +1,14 @@
 """Records to batches: fuse the readers' boxes, pad, decode; a batch is a function of the step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import grain
 import numpy as np
 import pandas as pd
+import psutil
 from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -55,10 +57,60 @@ def make_targets(dataset: Dataset, method: str, image_size: int) -> Targets:
     return Targets(boxes, labels, scores, np.arange(most) < counts[:, None])
 
 
+class Images(Sequence):
+    """The images of a dataset at the model's size, images[i] of `dataset.decode(i, image_size)`.
+
+    They are kept in memory where `keep` says so and they fit, else decoded whenever they are asked
+    for; which of the two, and the bytes that were counted, is printed.
+    """
+
+    def __init__(self, dataset: Dataset, image_size: int, name: str, keep: bool = True):
+        self.dataset, self.image_size, self.kept = dataset, image_size, None
+        needed, free = len(dataset) * image_size**2, free_memory()
+        if keep and needed < 0.8 * free:
+            self.kept = decode_all(dataset, image_size, name)
+        said = "kept in memory" if self.kept is not None else "decoded when they are needed"
+        print(f"{name}: {len(dataset)} images are {size(needed)}, {size(free)} are free: {said}")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> UInt8[np.ndarray, "image_size image_size"]:
+        return self.dataset.decode(i, self.image_size) if self.kept is None else self.kept[i]
+
+
+def size(count: int) -> str:
+    """Bytes as people say them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take: the machine's, or of its cgroup's limit (Linux)."""
+    free, mine = psutil.virtual_memory().available, psutil.Process().memory_info().rss
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, kinds, path = line.split(":", 2)
+        place, name = ("memory", "memory.limit_in_bytes") if kinds else ("", "memory.max")
+        limit = root / "sys/fs/cgroup" / place / path.lstrip("/") / name
+        if kinds in ("", "memory") and limit.exists() and limit.read_text().strip() != "max":
+            free = min(free, int(limit.read_text()) - mine)
+    return max(free, 0)
+
+
 def decode_all(
     dataset: Dataset, image_size: int, name: str
 ) -> UInt8[np.ndarray, "n image_size image_size"]:
-    """All images in memory: 1 GB for 15,000 at 256 pixels, 16 GB at 1024."""
+    """All images in memory: 1 GB for 15,000 at 256 pixels, 16 GB at 1024.
+
+    Raises:
+        InputError: if there is not so much.
+    """
+    needed, free = len(dataset) * image_size**2, free_memory()
+    if needed > free:
+        raise InputError(
+            f"{name}: {len(dataset)} images of {image_size} pixels need {size(needed)} of memory, "
+            f"{size(free)} are free: end other programs, or choose a smaller config.data.image_size"
+        )
     images = np.empty((len(dataset), image_size, image_size), np.uint8)
 
     def decode(i):
@@ -80,13 +132,13 @@ def training_batches(
     both kinds; None leaves the share as it is in the data. With `data.balance_classes`, the images
     with findings come from each class in turn: an image of several is in the epochs of each. `rows`
     are those of the global batch that this process loads. `data.cache` keeps the decoded images in
-    memory.
+    memory where they fit.
 
     Raises:
         InputError: if the share is all of a kind that the data lacks.
     """
     image_size = config.data.image_size
-    images = decode_all(dataset, image_size, "train") if config.data.cache else None
+    images = Images(dataset, image_size, "train", keep=config.data.cache)
     normal_share, balance_classes = config.data.normal_share, config.data.balance_classes
     normal = ~targets.mask.any(axis=1)
     kinds, weights = [np.arange(len(dataset))], [1.0]
@@ -112,9 +164,7 @@ def training_batches(
     def load(chosen):
         chosen = np.asarray(chosen)[rows]
         return {
-            "images": np.stack([dataset.decode(int(i), image_size) for i in chosen])
-            if images is None
-            else images[chosen],
+            "images": np.stack([images[int(i)] for i in chosen]),
             "boxes": targets.boxes[chosen],
             "labels": targets.labels[chosen],
             "scores": targets.scores[chosen],

@@ -36,6 +36,7 @@ CHOICES = {**models.CHOICES, "train.optimizer": ("adamw", "sgd")}
 FREE = (
     "data.dir", "data.cache", "data.num_workers", "data.eval_split", "inference.", "evaluation.",
     "train.log_every", "train.checkpoint_every", "train.evaluate_every", "train.max_skipped_steps",
+    "model.backbone.remat",
 )  # fmt: skip
 
 
@@ -129,6 +130,8 @@ def of_run(folder: Path, known: ConfigDict) -> ConfigDict:
         if name not in saved and name.startswith(FREE):
             continue  # of an earlier version, and no part of what the run is
         if name not in saved:
+            if name.startswith(FREE):  # newer than the run
+                continue
             raise InputError(f"{folder / 'config.json'}: lacks {name}: it is of another version")
         section, _, field = name.rpartition(".")
         with config.ignore_type():

@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxdet import compare, inference, parallel, scores, workdir
-from jaxdet.batches import decode_all
+from jaxdet.batches import Images
 from jaxdet.boxes import BoxTable
 from jaxdet.dataset import Dataset
 from jaxdet.report.evaluation import evaluation_page
@@ -50,7 +50,7 @@ class Evaluator:
         # This process's share of them.
         mine = parallel.local_positions(len(dataset), self.config.evaluation.batch_size).ravel()
         mine = mine[mine >= 0]
-        self.images = decode_all(dataset.take(mine), self.config.data.image_size, "evaluate")
+        self.images = Images(dataset.take(mine), self.config.data.image_size, "evaluate")
         self.row = {int(image): row for row, image in enumerate(mine)}
         self.table, self.seconds = None, 0.0
 

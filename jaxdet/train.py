@@ -18,6 +18,7 @@ from jaxdet.dataset import Dataset, fingerprint_of_ids
 from jaxdet.evaluate import Evaluator
 from jaxdet.inference import Detector, Loaded
 from jaxdet.models.weights import init_from
+from jaxdet.stages import stage
 from jaxdet.train_step import TrainState, compile_training
 
 
@@ -105,7 +106,8 @@ def train(
     with checkpoint.open_manager(folder, scores_by_step) as manager:
         # Where to begin.
         if manager.latest_step() is None:
-            state = init()
+            with stage("compiling"):
+                state = jax.block_until_ready(init())
             if config.model.init_from:
                 state = with_pretrained_weights(state, Path(config.model.init_from), mesh)
         else:
@@ -121,14 +123,16 @@ def train(
             del scores_by_step[step]
         workdir.write_config(folder, config, run)
         log = workdir.open_log(folder, first)
-        evaluator = Evaluator(detector, eval_set)
+        with stage("decoding"):
+            evaluator = Evaluator(detector, eval_set)
 
         def stop_if_asked():
             if number := agree(signals.asked()):
                 raise signals.Stopped(number)
 
         def evaluate(step):
-            scores = evaluator.score(state.weights(), between=stop_if_asked)
+            with stage("evaluating"):
+                scores = evaluator.score(state.weights(), between=stop_if_asked)
             scores_by_step[step] = scores[workdir.METRIC]
             log(step, {k: v for k, v in scores.items() if k == "AP" or isinstance(v, float)})
             progress.write(f"step {step}: {workdir.METRIC} {scores[workdir.METRIC]:.3f}")
@@ -136,7 +140,12 @@ def train(
         # The loop. In it a signal waits for the end of a step, and for its checkpoint.
         agree = parallel.make_agree(mesh)
         if first < config.train.steps:
-            batches = training_batches(config, train_set, targets, parallel.local_rows(batch_size))
+            with stage("decoding"):
+                rows = parallel.local_rows(batch_size)
+                batches = training_batches(config, train_set, targets, rows)
+                batch = parallel.shard_batch(batches[first], mesh)
+            with stage("compiling"):
+                step_fn = step_fn.lower(state, batch).compile()
             stream = read_ahead(batches, first, config.data.num_workers)
         progress = tqdm(
             total=config.train.steps,
@@ -145,7 +154,7 @@ def train(
             smoothing=0,  # steps are handed out ahead of their end, so only the average says when
             disable=None if jax.process_index() == 0 else True,
         )
-        with signals.held(), progress:
+        with signals.held(), progress, stage("training"):
             if evaluates(config, first) and first not in scores_by_step:
                 evaluate(first)  # stopped between a checkpoint and its evaluation
             since, since_step = time.perf_counter(), first
@@ -175,9 +184,10 @@ def train(
                     evaluate(step)
                     since, since_step = time.perf_counter(), step
             checkpoint.wait(manager)
-    if evaluator.table is None:  # nothing was left to do
-        evaluator.score(state.weights())
-    evaluator.write(folder, int(state.step))
+    with stage("evaluating"):
+        if evaluator.table is None:  # nothing was left to do
+            evaluator.score(state.weights())
+        evaluator.write(folder, int(state.step))
     return Loaded(detector, state.weights(), int(state.step)), evaluator
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxdet import models, parallel
 from jaxdet.augment import augment
-from jaxdet.compilation import jit
+from jaxdet.compilation import jit, jit_to_run_once
 from jaxdet.images import normalize
 
 
@@ -187,4 +187,4 @@ def compile_training(
         donate_argnums=0,
     )
     # Under jit, as eager construction takes seconds.
-    return jit(init, out_shardings=replicated), step
+    return jit_to_run_once(init, out_shardings=replicated), step

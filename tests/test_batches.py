@@ -1,11 +1,13 @@
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 
 from configs import retina
 from jaxdet import InputError
-from jaxdet.batches import make_targets, read_ahead, training_batches
+from jaxdet import batches as rooms
+from jaxdet.batches import Images, free_memory, make_targets, read_ahead, training_batches
 from jaxdet.dataset import Annotations
 
 NO_FINDING = 14
@@ -72,6 +74,39 @@ def test_the_stream_does_not_depend_on_the_workers(dataset, workers, cache):
     stream = read_ahead(batches(dataset, cache=cache), 4, workers)
     for step in range(4, 12):
         assert same(next(stream), expected[step])
+
+
+def test_images_are_kept_where_they_fit_and_are_the_same_where_not(dataset, monkeypatch, capsys):
+    kept = batches(dataset)[3]
+    assert "train: 30 images are 0 MB" in (line := capsys.readouterr().out)
+    assert line.endswith("are free: kept in memory\n")
+    monkeypatch.setattr(rooms, "free_memory", lambda: 30 * 64**2)
+    streamed = batches(dataset)[3]
+    assert capsys.readouterr().out.endswith("are free: decoded when they are needed\n")
+    assert same(kept, streamed)
+    assert Images(dataset, 64, "x").kept is None
+    monkeypatch.setattr(rooms, "free_memory", lambda: 30 * 64**2 - 1)
+    with pytest.raises(InputError, match="test: 30 images of 64 pixels need 0 MB of memory"):
+        rooms.decode_all(dataset, 64, "test")
+
+
+def test_free_memory_is_what_the_cgroup_leaves(tmp_path):
+    total, mine = psutil.virtual_memory().total, psutil.Process().memory_info().rss
+    assert 0 < free_memory() < total
+    (tmp_path / "proc/self").mkdir(parents=True)
+    groups, limits = tmp_path / "proc/self/cgroup", tmp_path / "sys/fs/cgroup"
+    for lines, place, name in (
+        ("0::/job/7\n", "job/7", "memory.max"),
+        ("5:cpu:/\n4:memory:/job/8\n", "memory/job/8", "memory.limit_in_bytes"),
+    ):
+        groups.write_text(lines)
+        (limits / place).mkdir(parents=True)
+        (limits / place / name).write_text("max\n")
+        assert free_memory(tmp_path) > 1e6
+        (limits / place / name).write_text(f"{mine + 1_000_000_000}\n")
+        assert 0 < free_memory(tmp_path) < 1.1e9
+        (limits / place / name).write_text("1\n")
+        assert free_memory(tmp_path) == 0
 
 
 def test_an_epoch_has_every_image_once(dataset):

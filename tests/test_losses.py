@@ -18,6 +18,28 @@ def test_focal_equals_optax():
     np.testing.assert_allclose(sigmoid_focal(logits, targets), expected, rtol=2e-5, atol=1e-7)
 
 
+def test_the_gradient_of_focal_is_that_of_its_formula():
+    def formula(logits, targets, alpha, gamma):
+        weight = alpha * targets + (1 - alpha) * (1 - targets)
+        error = jnp.abs(targets - jax.nn.sigmoid(logits))
+        return weight * error**gamma * optax.sigmoid_binary_cross_entropy(logits, targets)
+
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        logits = jnp.array(rng.normal(0, 8, 500))
+        targets = jnp.array(rng.choice([0, 0.3, 2 / 3, 1], 500))
+        for numbers in ((0.25, 2.0), (0.7, 1.5), (0.5, 0.0)):
+            ours, theirs = (
+                jax.grad(lambda x, f=f, n=numbers: f(x, targets, *n).sum())(logits)
+                for f in (sigmoid_focal, formula)
+            )
+            np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+        # Where the probability is the target, and where it is as far as can be.
+        edges = jnp.array([0.0, 1e4, -1e4]), jnp.array([0.5, 0.0, 1.0])
+        slopes = jax.vmap(jax.grad(sigmoid_focal))(*edges)
+        np.testing.assert_allclose(slopes, [0, 0.75, -0.25])
+
+
 def test_focal_is_finite_where_the_probability_is_not():
     loss, grad = jax.value_and_grad(lambda x: sigmoid_focal(x, jnp.ones(1)).sum())(
         jnp.array([-200.0])

@@ -1,4 +1,5 @@
 import importlib
+import re
 
 import jax
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import retina
-from jaxdet import checkpoint, inference, parallel, train, train_step
+from jaxdet import checkpoint, cpu, inference, parallel, train, train_step
 from jaxdet import config as configs
 from jaxdet.batches import Targets, decode_all, make_targets, training_batches
 from jaxdet.evaluate import Evaluator
@@ -66,6 +67,21 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_a_float32_state(config, bat
         assert kinds == {jax.numpy.dtype("float32")}
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_the_step_on_a_gpu_calls_nothing_from_outside_and_convolves_in_bfloat16(
+    config, batches, monkeypatch
+):
+    """As it is handed to XLA: no host, no solver, no layer of the CPU's kind."""
+    monkeypatch.setattr(cpu, "on_cpu", lambda: False)
+    config.model.dtype = "bfloat16"
+    init, step = train_step.compile_training(config, 14, parallel.make_mesh())
+    batch = parallel.shard_batch(batches[0], parallel.make_mesh())
+    lowered = step.trace(jax.eval_shape(init), batch).lower(lowering_platforms=("cuda",))
+    text = lowered.as_text()
+    assert not re.findall(r"custom_call @(?!Sharding)\w+|infeed|outfeed|send|recv", text)
+    results = re.findall(r"stablehlo\.convolution.*-> tensor<[\dx]+x(\w+)>", text)
+    assert len(results) > 30 and set(results) == {"bf16"}
 
 
 @pytest.mark.parametrize("name", ["phantom", "retina:256", "retina:512", "retina:1024"])

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdet.models.layers import OnesConv, names_of_layer
+from jaxdet.models.layers import OnesConv, names_of_layer, run_block
 
 # By the number of blocks: Tiny; and Small, which is Base at width 128.
 BLOCKS = {18: (3, 3, 9, 3), 36: (3, 3, 27, 3)}
@@ -78,16 +78,17 @@ class Block(nnx.Module):
 class Stage(nnx.Module):
     """Half the size of what comes in, but for the first, and blocks."""
 
-    def __init__(self, in_channels, channels, num_blocks, *, dtype, rngs):
+    def __init__(self, in_channels, channels, num_blocks, *, remat, dtype, rngs):
         options = {"dtype": dtype, "rngs": rngs}
         changes = in_channels != channels
         self.downsample = Downsample(in_channels, channels, **options) if changes else None
         self.blocks = nnx.List([Block(channels, **options) for _ in range(num_blocks)])
+        self.remat = remat
 
     def __call__(self, x):
         x = x if self.downsample is None else self.downsample(x)
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, x, remat=self.remat)
         return x
 
 
@@ -122,6 +123,7 @@ class ConvNeXt(nnx.Module):
         norm: "layer".
         frozen_stages: how much does not learn: 0 nothing, 1 the stem, 2 the first stage too, up
             to 5.
+        remat: keep no activations inside a block for its gradient: less memory, more time.
         in_channels: 1 for a radiograph.
         dtype: of the computation; parameters are float32.
 
@@ -139,6 +141,7 @@ class ConvNeXt(nnx.Module):
         width: int,
         norm: str,
         frozen_stages: int,
+        remat: bool = False,
         in_channels: int = 1,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -152,7 +155,8 @@ class ConvNeXt(nnx.Module):
         self.out_channels = tuple(width * 2**stage for stage in range(4))
         self.stem = Stem(in_channels, width, dtype=dtype, rngs=rngs)
         sizes = zip((width, *self.out_channels), self.out_channels, BLOCKS[depth], strict=False)
-        self.stages = nnx.List([Stage(*size, dtype=dtype, rngs=rngs) for size in sizes])
+        options = {"remat": remat, "dtype": dtype, "rngs": rngs}
+        self.stages = nnx.List([Stage(*size, **options) for size in sizes])
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> list[jax.Array]:
         """C2 to C5: features at 1/4, 1/8, 1/16 and 1/32 of the image, rounded up."""

@@ -8,6 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdet import cpu
+
 EPSILON = 1e-5  # of every normalisation that learns: torch's
 
 # What torch calls the arrays of a layer.
@@ -27,6 +29,41 @@ def names_of_layer(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+class Conv(nnx.Conv):
+    """`nnx.Conv` of one stride for both directions."""
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        if not cpu.on_cpu():
+            return super().__call__(x)
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if self.kernel_size == (1, 1):
+            x = cpu.conv_1x1(x, kernel, self.strides)
+        else:
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.strides, self.strides),
+                padding=((self.padding, self.padding), (self.padding, self.padding)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        return x if self.bias is None else cpu.add_bias(x, self.bias[...].astype(self.dtype))
+
+
+class BatchNorm(nnx.BatchNorm):
+    """`nnx.BatchNorm` of channels that come last."""
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], use_running_average: bool
+    ) -> Float[Array, "b h w c"]:
+        if use_running_average or not cpu.on_cpu():
+            return super().__call__(x, use_running_average=use_running_average)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y, mean, var = cpu.batch_norm(wide, self.scale[...], self.bias[...], self.epsilon)
+        for average, new in ((self.mean, mean), (self.var, var)):
+            average[...] = self.momentum * average[...] + (1 - self.momentum) * new
+        return y.astype(self.dtype)
+
+
 def conv(
     in_channels: int,
     out_channels: int,
@@ -38,9 +75,9 @@ def conv(
     bias_init: Callable = nnx.initializers.zeros,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
-) -> nnx.Conv:
+) -> Conv:
     """A convolution padded on both sides by half its kernel ("SAME" pads unevenly at stride 2)."""
-    return nnx.Conv(
+    return Conv(
         in_channels,
         out_channels,
         (kernel, kernel),
@@ -52,6 +89,21 @@ def conv(
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def run_block(
+    block: nnx.Module, x: Float[Array, "b h w c"], *flags: bool, remat: bool
+) -> Float[Array, "b h2 w2 d"]:
+    """`block(x, *flags)`; with `remat` it is computed again for its gradient, not kept in memory.
+
+    Rematerialisation, also called activation checkpointing (Chen et al. 2016): of a block, only
+    what comes in is kept.
+    """
+
+    def run(block, x):
+        return block(x, *flags)
+
+    return (nnx.remat(run) if remat else run)(block, x)
 
 
 class OnesConv(nnx.Module):
@@ -108,9 +160,7 @@ class Norm(nnx.Module):
 
     def __init__(self, kind: str, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if kind == "batch":
-            self.layer = nnx.BatchNorm(
-                channels, momentum=0.9, epsilon=EPSILON, dtype=dtype, rngs=rngs
-            )
+            self.layer = BatchNorm(channels, momentum=0.9, epsilon=EPSILON, dtype=dtype, rngs=rngs)
         elif kind == "frozen_batch":
             self.layer = FrozenBatchNorm(channels, dtype=dtype)
         elif kind == "group":

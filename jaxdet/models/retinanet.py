@@ -36,7 +36,7 @@ class Outputs(NamedTuple):
 
 
 class Head(nnx.Module):
-    """A tower of 3x3 convolutions shared by all levels, then `outputs` values per anchor."""
+    """A tower of 3x3 convolutions shared by all levels; a row of `outputs` values an anchor."""
 
     def __init__(
         self, channels, hidden, depth, num_anchors, outputs, final_bias, *, norm, dtype, rngs
@@ -60,7 +60,7 @@ class Head(nnx.Module):
         for i, layer in enumerate(self.tower):
             x = layer(x)
             x = nnx.relu(self.norms[i](x, train) if self.norms else x)
-        return self.final(x).reshape(x.shape[0], -1, self.outputs)
+        return self.final(x).reshape(x.shape[0], -1)
 
 
 def select_detections(
@@ -192,9 +192,13 @@ class RetinaNet(nnx.Module):
         pyramid = self.fpn(features)
         class_logits = [self.class_head(x, train) for x in pyramid]
         box_offsets = [self.box_head(x, train) for x in pyramid]
+
+        def join(levels, size):  # long rows are joined faster than short ones
+            return jnp.concatenate(levels, axis=1).reshape(len(images), -1, size)
+
         return Outputs(
-            jnp.concatenate(class_logits, axis=1),
-            jnp.concatenate(box_offsets, axis=1),
+            join(class_logits, self.class_head.outputs),
+            join(box_offsets, self.box_head.outputs),
             self.image_head(features[-1].mean(axis=(1, 2))) if self.image_head else None,
         )
 

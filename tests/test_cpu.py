@@ -1,0 +1,89 @@
+"""What `models.cpu` computes is what flax computes, value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxdet import cpu, models
+from jaxdet.models import layers
+from tests import networks
+
+
+def both_ways(monkeypatch, compute):
+    """What `compute()` gives as on a CPU, and as on another device."""
+    results = []
+    for on_cpu in (True, False):
+        monkeypatch.setattr(cpu, "on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        results.append(jax.device_get(compute()))
+    return results
+
+
+def assert_close(results):
+    for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+
+
+def noise(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(1, 2, shape), jnp.float32)
+
+
+def value_and_gradients(layer, x, **kwargs):
+    """The output, the gradient of a weighted sum of it by parameters and input, and the rest."""
+    graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
+
+    def loss(params, x):
+        layer = nnx.merge(graphdef, params, rest, copy=True)
+        y = layer(x, **kwargs)
+        return (y * noise(*y.shape, seed=1)).sum(), (y, nnx.state(layer, nnx.BatchStat))
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+def test_convolution(monkeypatch, kernel, stride, bias):
+    layer = layers.conv(
+        5, 6, kernel, stride, bias=bias, bias_init=nnx.initializers.normal(1.0),
+        dtype="float32", rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    for height, width in ((8, 6), (7, 9)):  # odd sizes too: a stride starts at the first pixel
+        x = noise(2, height, width, 5)
+        assert_close(both_ways(monkeypatch, lambda x=x: value_and_gradients(layer, x)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batch_norm(monkeypatch, dtype):
+    layer = layers.Norm("batch", 5, dtype=dtype, rngs=nnx.Rngs(0)).layer
+    layer.scale[...], layer.bias[...] = noise(5), noise(5) + 1
+    x = noise(3, 4, 6, 5) * noise(5)
+    ours, theirs = both_ways(
+        monkeypatch, lambda: value_and_gradients(layer, x, use_running_average=False)
+    )
+    assert ours[0][1][0].dtype == theirs[0][1][0].dtype == dtype
+    if dtype == "bfloat16":
+        np.testing.assert_allclose(ours[0][0], theirs[0][0], rtol=1e-2)
+    else:
+        assert_close((ours, theirs))
+        # The statistics have moved, and are what flax keeps.
+        assert not np.allclose(jax.tree.leaves(ours[0][1][1])[0], 0)
+
+
+def test_a_detector_has_the_same_loss_and_gradients(monkeypatch):
+    graphdef, params, batch_stats = networks.detector("batch")
+    images = jnp.asarray(networks.images())
+    boxes = jnp.array([[[4, 4, 30, 40], [20, 10, 60, 50]]] * 2, jnp.float32)
+    labels, ones = jnp.array([[0, 3]] * 2), jnp.ones((2, 2))
+
+    def compute():
+        def loss(params):
+            model = nnx.merge(graphdef, params, batch_stats, copy=True)
+            losses = model.losses(model(images, train=True), boxes, labels, ones, ones > 0)
+            return losses["loss"], models.split(model)[2]
+
+        (value, batch_stats_after), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return value, optax.tree.norm(grads), batch_stats_after
+
+    assert_close(both_ways(monkeypatch, compute))
