@@ -27,6 +27,7 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits at which films are stored
 ORIENTED = "turned as its EXIF orientation says"
 EIGHT_BITS = "16-bit file that holds 8-bit values, read as such"
 INVERTED = dicom.INVERTED
+NotInstalled = dicom.NotInstalled
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _PHOTOMETRIC, _SAMPLE_BITS = 262, 258  # tags of TIFF
