@@ -238,27 +238,18 @@ def predict() -> None:
 
 
 def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> None:
-    """Predict, and write the submission and `detections.json`, into or beside `output`.
+    """Predict, and write the submission, `detections.json` and overlays, in or beside `output`.
 
     `image_ids` is what COCO calls each image, if not by its name.
     """
-    from jaxdet.predict import inverted, predict
+    from jaxdet import overlays
+    from jaxdet.predict import mend_inverted, predict
     from jaxdet.workdir import write_atomically
     from tfds_vinbig import coco, submission
 
     for note in pictures.notes:
         print(f"note: {note}", file=sys.stderr)
-    suspects = inverted(pictures, run.grey_levels)
-    if suspects:
-        names = ", ".join(pictures.ids[i] for i in suspects[:5])
-        more = f" and {len(suspects) - 5} more" if len(suspects) > 5 else ""
-        done = "inverted, as --invert asks" if FLAGS.invert else "give --invert if they are"
-        print(
-            f"warning: {names}{more} look inverted beside the training images: {done}",
-            file=sys.stderr,
-        )
-        for i in suspects if FLAGS.invert else ():
-            pictures.images[i] = 255 - pictures.images[i]
+    negatives = mend_inverted(pictures, run.grey_levels, FLAGS.invert)
     table = predict(loaded, pictures, len(run.class_names))
     csv = output if output.suffix == ".csv" else output / "submission.csv"
     results = output.with_suffix(".json") if output.suffix == ".csv" else output / "detections.json"
@@ -267,8 +258,9 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
     found = int((table.labels < len(run.class_names)).sum())
     print(
         f"checkpoint {loaded.step}: {found} boxes in {len(pictures.ids)} images, written to {csv} "
-        f"and {results.name}"
+        f"and {results.name}{', drawn in overlays/' if pictures.files else ''}"
     )
+    overlays.write(csv.parent / "overlays", pictures, table, run.class_names, negatives)
 
 
 def crossval() -> None:

@@ -1,12 +1,14 @@
 """A picture on its way from a file to the network: read, resized, normalised, each here alone.
 
-NumPy and Pillow only: whoever packages pictures needs no JAX.
+NumPy and Pillow only, and pydicom for DICOM: whoever packages pictures needs no JAX.
 """
 
+import contextlib
 import io
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image
 
-from jaxdet import InputError
+from jaxdet import InputError, dicom
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", *dicom.SUFFIXES)
 # Far above any radiograph. Whatever claims to be larger is refused before a pixel is decoded.
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30
@@ -24,7 +26,8 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits at which films are stored
 
 ORIENTED = "turned as its EXIF orientation says"
 EIGHT_BITS = "16-bit file that holds 8-bit values, read as such"
-INVERTED = "stored with white as zero, inverted"
+INVERTED = dicom.INVERTED
+NotInstalled = dicom.NotInstalled
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _PHOTOMETRIC, _SAMPLE_BITS = 262, 258  # tags of TIFF
@@ -40,27 +43,79 @@ class Picture(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read(path: str | Path) -> Picture:
-    """A PNG, JPEG or TIFF as 8-bit gray, turned as its EXIF orientation says.
+def is_picture(path: Path) -> bool:
+    """Whether a file of a folder is meant: by its suffix, or a DICOM by whatever name.
 
-    Colour becomes luminance, transparency is dropped. More than 8 bits of gray are scaled by the
-    depth of what the file holds, the smallest of 8, 10, 12, 14 and 16 bits that its brightest pixel
-    needs: dividing 16 bits by 256 would darken all but the last.
+    Hidden files are none of the user's: macOS leaves a ._NAME.png beside NAME.png.
+    """
+    if path.name.startswith(".") or path.name == "DICOMDIR":
+        return False
+    return path.suffix.lower() in SUFFIXES or is_dicom(path)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its content; one that cannot be read is not."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with path.open("rb") as file:
+            return dicom.is_dicom(file.read(132))
+    except (OSError, ValueError):
+        return False
+
+
+def image_id(path: str | Path) -> str:
+    """The name of a file without a suffix of pictures: 1.2.840.55 is no picture of kind .55."""
+    path = Path(path)
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+
+
+def read(path: str | Path) -> Picture:
+    """A PNG, JPEG, TIFF or DICOM as 8-bit gray, turned as its EXIF orientation says.
+
+    DICOM is known by its content, and read as in `dicom.read`. Of the others, colour becomes
+    luminance, transparency is dropped. More than 8 bits of gray are scaled by the depth of what the
+    file holds, the smallest of 8, 10, 12, 14 and 16 bits that its brightest pixel needs: dividing
+    16 bits by 256 would darken all but the last.
 
     Raises:
         InputError: one line, naming a file that is missing, truncated, too large, or no such image.
     """
     path = Path(path)
     data = _bytes_of(path)
-    try:
+    with _named(path):
+        if dicom.is_dicom(data):
+            return Picture(*dicom.read(data, MAX_PIXELS))
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             return _read(picture, data)
+
+
+def check(path: str | Path) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """(height, width) and notes of a picture, which is read; a DICOM is not decoded for it.
+
+    Raises:
+        InputError: as `read`.
+    """
+    path = Path(path)
+    if not is_dicom(path):
+        picture = read(path)
+        return picture.pixels.shape, picture.notes
+    data = _bytes_of(path)
+    with _named(path):
+        return dicom.check(data, MAX_PIXELS)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file is one line that begins with its name."""
+    try:
+        yield
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{path}: not a PNG, JPEG or TIFF image") from error
+        raise InputError(f"{path}: not a PNG, JPEG, TIFF or DICOM image") from error
     except Image.DecompressionBombError as error:  # Pillow's own limit is twice as high
         raise InputError(f"{path}: {_TOO_LARGE}") from error
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
     except Exception as error:  # Pillow raises whatever a broken file runs into
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: broken image ({reason})") from error

@@ -1,6 +1,7 @@
 """Pictures of anyone's, and the test split, predicted by a run's detector."""
 
 import glob
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from jaxdet import InputError, images, parallel
+from jaxdet import InputError, dicom, images, parallel
 from jaxdet.batches import decode_all
 from jaxdet.boxes import BoxTable
 from jaxdet.dataset import Dataset
@@ -20,7 +21,8 @@ from jaxdet.inference import Loaded, to_table
 class Pictures(NamedTuple):
     """Images at the model's size with the sizes of their originals.
 
-    `problems` are sentences about the files that could not be read, `notes` about the others.
+    `problems` are sentences about the files that could not be read, `notes` about the others;
+    `files` are where the images came from, and none for those of a split.
     """
 
     ids: list[str]
@@ -28,13 +30,14 @@ class Pictures(NamedTuple):
     images: list[UInt8[np.ndarray, "image_size image_size"]] | UInt8[np.ndarray, "n h w"]
     problems: list[str]
     notes: list[str]
+    files: list[Path]
 
 
 def find_files(path: str) -> list[Path]:
     """The pictures that a file, a folder or a glob names.
 
     Raises:
-        InputError: if there is none, or two have the same name.
+        InputError: if there is none, or two have the same name but for the suffix.
     """
     place = Path(path).expanduser()
     if place.is_dir():
@@ -42,16 +45,11 @@ def find_files(path: str) -> list[Path]:
     elif place.exists():
         return [place]
     else:
-        candidates = map(Path, glob.glob(str(place)))
-    # Hidden files are none of the user's: macOS leaves a ._NAME.png beside NAME.png.
-    files = sorted(
-        file
-        for file in candidates
-        if file.suffix.lower() in images.SUFFIXES and not file.name.startswith(".")
-    )
+        candidates = map(Path, glob.glob(str(place), recursive=True))
+    files = sorted(filter(images.is_picture, candidates))
     if not files:
         raise InputError(f"--images={path}: no picture there ({', '.join(images.SUFFIXES)})")
-    (stem, times), *_ = Counter(file.stem for file in files).most_common(1)
+    (stem, times), *_ = Counter(map(images.image_id, files)).most_common(1)
     if times > 1:
         raise InputError(f"--images={path}: {times} files are named {stem}")
     return files
@@ -64,24 +62,31 @@ def read_pictures(
 
     Args:
         known_sizes: original (height, width) by id, else they are the files' own.
+
+    Raises:
+        dicom.NotInstalled: at the first DICOM, where no other could be read either.
     """
-    ids, sizes, pixels, problems, notes = [], [], [], [], Counter()
+    ids, sizes, pixels, problems, notes, kept = [], [], [], [], Counter(), []
     for file in tqdm(files, "read", unit="image", disable=None):
         try:
             picture = images.read(file)
+        except dicom.NotInstalled:
+            raise
         except InputError as error:
             problems.append(str(error))
             continue
-        if known_sizes is not None and file.stem not in known_sizes:
-            problems.append(f"{file}: --meta has no line for image_id {file.stem}")
+        name = images.image_id(file)
+        if known_sizes is not None and name not in known_sizes:
+            problems.append(f"{file}: --meta has no line for image_id {name}")
             continue
-        ids.append(file.stem)
+        ids.append(name)
+        kept.append(file)
         own = picture.pixels.shape
-        sizes.append(own if known_sizes is None else known_sizes[file.stem])
+        sizes.append(own if known_sizes is None else known_sizes[name])
         pixels.append(images.resize(picture.pixels, image_size))
         notes.update(picture.notes)
     said = [f"{count} pictures: {note}" for note, count in notes.items()]
-    return Pictures(ids, np.array(sizes, np.int64).reshape(-1, 2), pixels, problems, said)
+    return Pictures(ids, np.array(sizes, np.int64).reshape(-1, 2), pixels, problems, said, kept)
 
 
 def split_pictures(dataset: Dataset, image_size: int, batch_size: int) -> Pictures:
@@ -92,16 +97,33 @@ def split_pictures(dataset: Dataset, image_size: int, batch_size: int) -> Pictur
     pixels = [None] * len(dataset)
     for i, image in zip(mine, decode_all(dataset.take(mine), image_size, "test"), strict=True):
         pixels[i] = image
-    return Pictures(list(map(str, dataset.ids)), dataset.sizes, pixels, [], [])
+    return Pictures(list(map(str, dataset.ids)), dataset.sizes, pixels, [], [], [])
 
 
-def inverted(pictures: Pictures, grey_levels: list[list[float]]) -> list[int]:
-    """Which of the pictures look inverted beside the training images (MONOCHROME1, say)."""
-    return [
+def mend_inverted(pictures: Pictures, grey_levels: list[list[float]], invert: bool) -> list[int]:
+    """Warn of pictures that look inverted beside the training images; invert them if asked to.
+
+    Returns:
+        Those that were inverted.
+    """
+    suspects = [
         i
         for i, image in enumerate(pictures.images)
         if image is not None and images.looks_inverted(image, grey_levels)
     ]
+    if suspects:
+        names = ", ".join(pictures.ids[i] for i in suspects[:5])
+        more = f" and {len(suspects) - 5} more" if len(suspects) > 5 else ""
+        done = "inverted, as --invert asks" if invert else "give --invert if they are"
+        print(
+            f"warning: {names}{more} look inverted beside the training images: {done}",
+            file=sys.stderr,
+        )
+    if not invert:
+        return []
+    for i in suspects:
+        pictures.images[i] = 255 - pictures.images[i]
+    return suspects
 
 
 def predict(loaded: Loaded, pictures: Pictures, num_classes: int) -> BoxTable:

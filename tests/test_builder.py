@@ -16,7 +16,7 @@ from tensorflow_datasets.core import shuffle
 
 import tfds_vinbig
 from jaxdet import InputError, images
-from tfds_vinbig import kaggle
+from tfds_vinbig import encoding, kaggle
 from tfds_vinbig import records as records_room
 from tfds_vinbig import tfds_vinbig_dataset_builder as builder
 
@@ -177,7 +177,7 @@ def test_other_pictures_are_stored_as_8_bit_gray(tmp_path, kind):
         Image.fromarray(gray).save(path, "jpeg")
     else:
         Image.fromarray(gray).convert("P").save(path, bits=2 if kind == "2 bit" else 8)
-    with Image.open(io.BytesIO(data := builder.encode(path, 256))) as stored:
+    with Image.open(io.BytesIO(data := encoding.encode(path, 256))) as stored:
         assert (stored.format, stored.mode, stored.size) == ("PNG", "L", (256, 256))
     assert data[24:26] == b"\x08\x00"  # 8 bits, gray
     np.testing.assert_array_equal(
@@ -278,12 +278,12 @@ def test_a_failure_leaves_nothing_behind(folder, tmp_path, monkeypatch, error, t
         builder.build("512", data, folder)
     before = tree(tmp_path)
 
-    def fail(path, size, encode=builder.encode):
+    def fail(path, size, encode=encoding.encode):
         if path.stem == "b":
             raise error
         return encode(path, size)
 
-    monkeypatch.setattr(builder, "encode", fail)
+    monkeypatch.setattr(encoding, "encode", fail)
     with pytest.raises(InputError if error is OSError else error):
         builder.build("256", data, folder)
     assert tree(tmp_path) == before
@@ -302,7 +302,7 @@ def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):
     def fail(path, size):
         raise RuntimeError("write() failed: No space left on device; writing /x; at byte 2093056")
 
-    monkeypatch.setattr(builder, "encode", fail)
+    monkeypatch.setattr(encoding, "encode", fail)
     with pytest.raises(InputError, match=r"cannot write there \(No space left on device\)$"):
         builder.build("256", tmp_path / "data", folder)
 

@@ -269,7 +269,10 @@ def test_boxes_that_leave_the_pictures_hint_at_the_missing_sizes(folder):
             "separated by commas, not by semicolons",
         ),
         (lambda f: (f / "train").rename(f / "images"), "train: cannot read this folder"),
-        (lambda f: [p.unlink() for p in (f / "test").iterdir()], "test: no PNG, JPEG or TIFF"),
+        (
+            lambda f: [p.unlink() for p in (f / "test").iterdir()],
+            "test: no PNG, JPEG, TIFF or DICOM",
+        ),
     ],
 )
 def test_one_fault_is_one_line(folder, break_it, said):

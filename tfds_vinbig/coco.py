@@ -351,13 +351,13 @@ def _image_id(file_name: Any) -> str:
     try:
         if path.is_absolute():
             raise InputError("it begins with a slash")
-        for part in (*path.parts, path.stem):
+        for part in (*path.parts, images.image_id(path.name)):
             check_id(part)
     except InputError as error:
         raise InputError(
             f"file_name {show(file_name)} is not the name of a file below --images"
         ) from error
-    return path.stem
+    return images.image_id(path.name)
 
 
 def _reader(entry: dict) -> str:

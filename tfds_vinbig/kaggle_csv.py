@@ -41,8 +41,8 @@ CLASS_NAMES = (
 CLASS_IDS = tuple(range(len(CLASS_NAMES) + 1))  # the last is that of "No finding"
 
 VINBIGDATA = dict(zip(CLASS_IDS, (*CLASS_NAMES, NO_FINDING), strict=True))
-_BOX_COLUMNS = ("x_min", "y_min", "x_max", "y_max")
-ANNOTATION_COLUMNS = ("image_id", "class_id", *_BOX_COLUMNS)
+BOX_COLUMNS = ("x_min", "y_min", "x_max", "y_max")
+ANNOTATION_COLUMNS = ("image_id", "class_id", *BOX_COLUMNS)
 # Copies of the meta tables come with either pair of names, in either order.
 META_COLUMNS = (("image_id", "height", "width"), ("image_id", "dim0", "dim1"))
 
@@ -156,7 +156,7 @@ def annotation_rows(
             check_id(image_id)
             name = None if name_at is None else fields[name_at]
             class_id = _parse_class(fields[class_at], name, classes)
-            box = _parse_box(classes[class_id], [fields[i] for i in corners_at])
+            box = parse_box(classes[class_id], [fields[i] for i in corners_at])
         except InputError as error:
             problems.append(f"{table.path} line {line}: {error}")
             continue
@@ -185,11 +185,16 @@ def _parse_class(word: str, name: str | None, classes: dict[int, str]) -> int:
     return class_id
 
 
-def _parse_box(name: str, words: list[str]) -> list[float]:
+def parse_box(name: str, words: list[str]) -> list[float]:
+    """The box of a row of the class `name`; NaN for "No finding".
+
+    Raises:
+        InputError: without the place, which the caller knows.
+    """
     if name == NO_FINDING and not any(words):
         return [math.nan] * 4
     if not all(words):
-        column = _BOX_COLUMNS[words.index("")]
+        column = BOX_COLUMNS[words.index("")]
         raise InputError(f"{column} is empty in a row of {name}")
     box = [parse_number(word) for word in words]
     if any(map(math.isnan, box)):

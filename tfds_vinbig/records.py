@@ -185,29 +185,32 @@ def drop_repeated(
 
 
 def find_pictures(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """The picture of each image id in a folder. Hidden files are none (macOS leaves ._ID.png)."""
+    """The picture of each image id in a folder, see `images.is_picture`."""
     try:
-        paths = sorted(folder.iterdir())
+        paths = sorted(filter(images.is_picture, folder.iterdir()))
     except OSError as error:
         problems.append(f"{folder}: cannot read this folder ({error.strerror})")
         return {}
     found = {}
     for path in paths:
-        if path.suffix.lower() in images.SUFFIXES and not path.name.startswith("."):
-            if path.stem in found:
-                problems.append(f"{path}: a second picture of this id, see {found[path.stem].name}")
-            found[path.stem] = path
+        name = images.image_id(path)
+        if name in found:
+            problems.append(f"{path}: a second picture of this id, see {found[name].name}")
+        found[name] = path
     if not found:
-        problems.append(f"{folder}: no PNG, JPEG or TIFF in it")
+        problems.append(f"{folder}: no PNG, JPEG, TIFF or DICOM in it")
     return found
 
 
 def read_shapes(
     paths: Iterable[Path], folder: Path, problems: list[str], notes: list[str]
 ) -> dict[Path, tuple[int, int]]:
-    """(height, width) in pixels of each picture in `folder`; all are decoded once.
+    """(height, width) in pixels of each picture in `folder`; all are read once, see `images.check`.
 
     One that cannot be read, or is a link that leads out of the folder, is a problem and left out.
+
+    Raises:
+        images.NotInstalled: for the first DICOM, where no other could be read either.
     """
     paths, inside = list(paths), os.path.join(os.path.realpath(folder), "")
 
@@ -215,10 +218,11 @@ def read_shapes(
         if not os.path.realpath(path).startswith(inside):
             return InputError(f"{path}: a link that leads out of {folder}; put the file itself")
         try:
-            picture = images.read(path)
+            return images.check(path)
+        except images.NotInstalled:
+            raise
         except InputError as error:
             return error
-        return picture.pixels.shape, picture.notes
 
     shapes, said = {}, Counter()
     pool = ThreadPoolExecutor()  # Pillow decodes outside the interpreter lock

@@ -10,24 +10,21 @@ import dataclasses
 import importlib.util
 import io
 import os
-import struct
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from PIL import Image
 from tensorflow_datasets.core import shuffle, writer
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from jaxdet import InputError
-from jaxdet import images as pictures
-from tfds_vinbig import kaggle, scratch
+from tfds_vinbig import kaggle, scratch, vindr
+from tfds_vinbig.encoding import encode_all
 from tfds_vinbig.records import Folder, Record, Row
 
 if importlib.util.find_spec("tensorflow") is None:
@@ -174,13 +171,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, records: list[Record]) -> Iterator[tuple[str, dict]]:
         size = self.builder_config.size
 
-        def example(record: Record) -> dict:
+        def example(record: Record, image: bytes) -> dict:
             found = [row for row in record.rows if row.label != self._normal]
             normal = [row for row in record.rows if row.label == self._normal]
             return {
                 "image_id": record.image_id,
                 "index": record.index,
-                "image": encode(record.path, size),
+                "image": image,
                 "height": record.height,
                 "width": record.width,
                 "objects": [
@@ -191,13 +188,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             }
 
         bar = tqdm(total=len(records), desc=f"write {split}", unit="image", disable=None)
-        with bar, ThreadPoolExecutor() as pool:
-            # In portions, so that threads that resize do not run gigabytes ahead of the writer.
-            for start in range(0, len(records), 256):
-                portion = records[start : start + 256]
-                for record, features in zip(portion, pool.map(example, portion), strict=True):
-                    yield record.image_id, features
-                    bar.update()
+        encoded = encode_all([record.path for record in records], size)
+        with bar, contextlib.closing(encoded):
+            for record, image in zip(records, encoded, strict=True):
+                yield record.image_id, example(record, image)
+                bar.update()
 
 
 def full_path(path: str | Path) -> str:
@@ -232,41 +227,6 @@ def relative(row: Row, record: Record) -> tfds.features.BBox:
         ymax=row.y_max / record.height,
         xmax=row.x_max / record.width,
     )
-
-
-# Chunks of a PNG that change nothing of how it is seen; EXIF, for one, may turn it.
-_PLAIN = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"pHYs", b"sBIT", b"tIME"}
-
-
-def encode(path: Path, size: int) -> bytes:
-    """A picture, which has been read once, as an 8-bit gray PNG of size x size pixels.
-
-    One that is so already, and has nothing else in it, is not touched.
-
-    Raises:
-        InputError: for a file that `pictures.read` refuses.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this image ({error.strerror})") from error
-    # PNG's first chunk: width, height, bits a sample, and 0 for gray.
-    begin = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBB", size, size, 8, 0)
-    if data.startswith(begin) and chunks(data) <= _PLAIN:
-        return data
-    buffer = io.BytesIO()
-    Image.fromarray(pictures.resize(pictures.read(path).pixels, size)).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def chunks(png: bytes) -> set[bytes]:
-    """The kinds of the chunks that a PNG is made of."""
-    kinds, at = set(), 8
-    while at + 8 <= len(png):
-        length, kind = struct.unpack_from(">I4s", png, at)
-        kinds.add(kind)
-        at += length + 12  # with the length, the kind and the checksum
-    return kinds
 
 
 def build(
@@ -329,7 +289,14 @@ def build(
             if config == "phantom":
                 manual_dir = drawn_phantom(Path(manual_dir or data_dir / "phantom").expanduser())
                 source["manual_dir"] = full_path(manual_dir)
-            if coco is None:
+            if coco is None and train_csv is None and vindr.is_release(manual_dir):
+                if not own:
+                    raise InputError(
+                        f"--config={config}: is VinBigData with 14 classes, but {manual_dir} is "
+                        "the VinDr-CXR release, with 22: --config=NAME --size=N"
+                    )
+                found = vindr.read_folder(manual_dir, train_meta, test_meta)
+            elif coco is None:
                 found = kaggle.read_folder(manual_dir, train_csv, train_meta, test_meta, own)
             else:
                 # Late, as its table of detections brings JAX, which the others need not wait for.

@@ -1,0 +1,223 @@
+"""DICOM films: which are read, and the way from stored values to grey levels.
+
+pydicom parses and pylibjpeg decodes: the extra "dicom". Nothing else of a file is looked at, so a
+patient's name is never in memory. A file may say anything of itself: sizes are compared with what
+there is before memory is taken for them.
+"""
+
+import io
+import logging
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from jaxdet import InputError
+
+SUFFIXES = (".dcm", ".dicom")
+MODALITIES = ("CR", "DX", "RG")  # computed and digital radiographs, and digitised films
+INSTALL = "pip install -e '.[dicom]'"
+INVERTED = "stored with white as zero, inverted"
+
+_TAGS = [
+    "Modality", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration",
+    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction",
+    "WindowCenter", "WindowWidth", "PixelData", "FloatPixelData", "DoubleFloatPixelData",
+]  # fmt: skip
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_HTJ2K = tuple(f"1.2.840.10008.1.2.4.{i}" for i in (201, 202, 203))
+
+
+class NotInstalled(InputError):
+    """The extra "dicom" is missing: no DICOM can be read, so that one line says it for all."""
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether a file that begins with these 132 bytes or more is DICOM, whatever its name."""
+    return data[128:132] == b"DICM"
+
+
+def check(data: bytes, max_pixels: int) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """(height, width) and notes of a whole file, by all that can be told without decoding it.
+
+    Raises:
+        InputError: as `read`, without the path.
+    """
+    found = _open(_tools(), data, max_pixels)
+    return (found.Rows, found.Columns), _notes(found)
+
+
+def read(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "height width"], tuple[str, ...]]:
+    """The picture of a file as 8-bit gray, black is 0, and notes.
+
+    As the usual PNGs of VinBigData are made: Modality LUT or rescale, VOI LUT or window,
+    MONOCHROME1 inverted, and the range of what is then there stretched to 0..255. A file of 8 bits
+    without LUT or rescale has such levels already, and is not stretched.
+
+    Raises:
+        InputError: one line, without the path, for what is no single grey radiograph, is broken or
+            cut short, or is coded in an unknown way. pydicom raises whatever else it runs into.
+    """
+    tools = _tools()
+    found = _open(tools, data, max_pixels)
+    syntax = found.file_meta.TransferSyntaxUID
+    # pydicom unpacks RLE itself; pylibjpeg's way may end the program on a broken file.
+    plugin = "pydicom" if syntax == tools.uid.RLELossless else "pylibjpeg"
+    stored, _ = tools.get_decoder(syntax).as_array(found, decoding_plugin=plugin)
+    low, high = int(stored.min()), int(stored.max())
+    is_there = np.zeros(high - low + 1, bool)
+    for row in stored:  # as a whole it would take 8 bytes a pixel
+        is_there[row.astype(np.int32) - low] = True
+    table = _grey_of_values(tools, found, np.arange(low, high + 1), is_there)
+    pixels = np.empty(stored.shape, np.uint8)
+    for i, row in enumerate(stored):
+        pixels[i] = table[row.astype(np.int32) - low]
+    return pixels, _notes(found)
+
+
+def _tools() -> SimpleNamespace:
+    """What is used of pydicom.
+
+    Raises:
+        NotInstalled: if it, or a decoder, is missing.
+    """
+    try:
+        import libjpeg
+        import openjpeg
+        import pydicom
+        import pylibjpeg  # noqa: F401  by which pydicom finds the two
+        from pydicom import encaps, pixels, uid
+    except ImportError as error:
+        raise NotInstalled(f"a DICOM file, which needs more packages: {INSTALL}") from error
+    # It warns of what does not matter here; what does is an error, and one line.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"pydicom\.")
+    return SimpleNamespace(
+        dcmread=pydicom.dcmread,
+        get_decoder=pixels.get_decoder,
+        apply_modality_lut=pixels.apply_modality_lut,
+        apply_voi_lut=pixels.apply_voi_lut,
+        generate_frames=encaps.generate_frames,
+        uid=uid,
+        j2k_header=openjpeg.get_parameters,
+        jpeg_header=libjpeg.get_parameters,
+    )
+
+
+def _open(tools: SimpleNamespace, data: bytes, max_pixels: int) -> Any:
+    """The data set of a file that is as it should be, but for its codestream."""
+    if _DEFLATED.encode() in data[132:4096]:  # where the transfer syntax stands
+        raise InputError("a deflated DICOM, which may grow without bounds; save it uncompressed")
+    found = tools.dcmread(io.BytesIO(data), specific_tags=_TAGS)
+    modality = found.get("Modality") or ""  # de-identified files may lack it, as VinBigData's do
+    if modality and modality not in MODALITIES:
+        raise InputError(f"a DICOM of modality {_shown(modality)}, not a radiograph (CR, DX or RG)")
+    if "PixelData" not in found:
+        raise InputError("no whole pixel data: the file is cut short, or is no picture")
+    frames = _whole(found, "NumberOfFrames", 1)
+    if frames > 1:
+        raise InputError(f"{frames} pictures (frames) in one file; save each on its own")
+    samples = _whole(found, "SamplesPerPixel", 1)
+    kind = found.get("PhotometricInterpretation") or "of no photometric interpretation"
+    if samples != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(f"colour ({_shown(kind)}, {samples} samples a pixel), not a radiograph")
+    rows, columns = _whole(found, "Rows"), _whole(found, "Columns")
+    if not 0 < rows * columns <= max_pixels:
+        raise InputError(
+            f"{columns} x {rows} pixels (Columns x Rows) are none, or more than "
+            f"{max_pixels // 1_000_000} megapixels, which is no radiograph"
+        )
+    allocated, bits = _whole(found, "BitsAllocated"), _whole(found, "BitsStored")
+    if allocated not in (8, 16) or not 8 <= bits <= allocated:
+        raise InputError(f"{bits} bits stored in {allocated}; read are 8 to 16 bits")
+    if _whole(found, "HighBit", bits - 1) != bits - 1:
+        raise InputError(f"HighBit {found.HighBit} does not go with {bits} bits stored")
+    _check_pixel_data(tools, found, rows, columns, allocated // 8)
+    return found
+
+
+def _check_pixel_data(
+    tools: SimpleNamespace, found: Any, rows: int, columns: int, size: int
+) -> None:
+    """Compare the pixel data with what the header says of them: decoders take its word."""
+    syntax, uid = found.file_meta.get("TransferSyntaxUID"), tools.uid
+    length, expected = len(found.PixelData), rows * columns * size
+    try:
+        tools.get_decoder(syntax)
+    except (NotImplementedError, TypeError, AttributeError) as error:
+        raise InputError(f"coded in an unknown way (transfer syntax {_shown(syntax)})") from error
+    if not syntax.is_encapsulated:
+        # Padding is less than a row.
+        if not expected <= length < expected + columns * size:
+            raise InputError(
+                f"{length} bytes of pixel data, where {columns} x {rows} pixels of {size} bytes "
+                f"are {expected}: the file is cut short, or its header is wrong"
+            )
+        return
+    (frame,) = tools.generate_frames(found.PixelData, number_of_frames=1)
+    if syntax == uid.RLELossless:
+        return
+    if b"\xff\xd9" not in frame[-16:]:  # libjpeg is content without it; padding may follow
+        raise InputError("the compressed picture has no end: the file is cut short")
+    of_j2k = syntax in (*uid.JPEG2000TransferSyntaxes, *_HTJ2K)
+    inside = (tools.j2k_header if of_j2k else tools.jpeg_header)(frame)
+    planes = inside.get("samples_per_pixel", inside.get("nr_components"))
+    if (inside["rows"], inside["columns"], planes) != (rows, columns, 1):
+        raise InputError(
+            f"the compressed picture has {inside['columns']} x {inside['rows']} pixels of {planes} "
+            f"samples, but the header says {columns} x {rows} of 1"
+        )
+
+
+def _grey_of_values(
+    tools: SimpleNamespace,
+    found: Any,
+    values: Shaped[np.ndarray, "values"],
+    is_there: Shaped[np.ndarray, "values"],
+) -> UInt8[np.ndarray, "values"]:
+    """The grey level of each stored value; the range is that of the values that are there.
+
+    Each step maps values one by one, so it is done for the values rather than for the pixels.
+    """
+    own = found.BitsStored == 8 and found.get("PixelRepresentation", 0) == 0
+    for name in ("ModalityLUTSequence", "VOILUTSequence"):
+        for item in found.get(name) or ():
+            own = False
+            # pydicom counts in the type of the entries: 8 bits are too few for the values.
+            item.LUTDescriptor = [*item.LUTDescriptor[:2], 16]
+    own = own and (found.get("RescaleSlope"), found.get("RescaleIntercept")) in _NO_RESCALE
+    seen = tools.apply_voi_lut(tools.apply_modality_lut(values, found), found).astype(np.float64)
+    if not np.isfinite(seen).all():
+        raise InputError("its rescale or window gives grey levels that are no finite numbers")
+    low, high = (0, 255) if own else (seen[is_there].min(), seen[is_there].max())
+    if found.PhotometricInterpretation == "MONOCHROME1":
+        seen, low, high = -seen, -high, -low
+    span = high - low or 1
+    return np.clip((seen - low) * 255 / span + 0.5, 0, 255).astype(np.uint8)
+
+
+_NO_RESCALE = ((None, None), (1, 0), (1, None), (None, 0))
+
+
+def _notes(found: Any) -> tuple[str, ...]:
+    return (INVERTED,) if found.PhotometricInterpretation == "MONOCHROME1" else ()
+
+
+def _whole(found: Any, name: str, default: int | None = None) -> int:
+    """A whole number of the header; `default` where it is missing or empty."""
+    value = found.get(name)
+    value = default if value is None or value == "" else value
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        said = "is missing" if value is None else f"is {_shown(value)}, not a number"
+        raise InputError(f"the header's {name} {said}") from error
+
+
+def _shown(value: Any) -> str:
+    """Whatever a header holds: short, and on one line."""
+    text = str(value)[:60]
+    return text if text.isprintable() else repr(text)

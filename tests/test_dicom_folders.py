@@ -1,0 +1,129 @@
+"""Datasets built of DICOM films: the same records as of PNGs of the same pixels."""
+
+import builtins
+import json
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom import uid
+from pydicom.encaps import encapsulate, generate_frames
+
+from jaxdet import InputError, images
+from tests import dicoms, test_builder
+from tests.test_builder import files, pixels, records
+from tfds_vinbig import encoding, kaggle
+from tfds_vinbig import tfds_vinbig_dataset_builder as builder
+
+folder = test_builder.folder  # train/a.png and b.png, test/q.png, with their tables
+
+
+@pytest.fixture
+def films(folder):
+    """The folder with films of 300 x 220 instead of its PNGs, and no tables of sizes."""
+    rng = np.random.default_rng(0)
+    names = {"train/a": "a.dicom", "train/b": "b", "test/q": "q.dcm"}
+    for (place, name), syntax in zip(
+        names.items(), (uid.JPEG2000Lossless, uid.RLELossless, uid.JPEGLosslessSV1), strict=True
+    ):
+        levels = rng.integers(0, 4096, (300, 220)).astype(np.uint16)
+        dicoms.save((folder / place).with_name(name), levels, syntax, BitsStored=12)
+        (folder / f"{place}.png").unlink()
+    for table in folder.glob("*_meta.csv"):
+        table.unlink()
+    return folder
+
+
+def test_the_competitions_own_download(films, tmp_path):
+    path = builder.build("256", tmp_path / "data", films)
+    for split, names in (("train", {"a": "a.dicom", "b": "b"}), ("test", {"q": "q.dcm"})):
+        found = records(path, split)
+        assert set(found) == set(names)
+        for name, record in found.items():
+            film = images.read(films / split / names[name]).pixels
+            assert (record["height"], record["width"]) == film.shape == (300, 220)
+            np.testing.assert_array_equal(record["image"][..., 0], images.resize(film, 256))
+    a = pixels(records(path)["a"])
+    np.testing.assert_allclose(a[0], [10, 20, 110.5, 220], atol=1e-4)  # of the film's own pixels
+
+
+def test_pngs_of_the_same_pixels_make_the_same_dataset(films, tmp_path):
+    one = builder.build("own", tmp_path / "one", films, size=64)
+    for film in [path for split in ("train", "test") for path in (films / split).iterdir()]:
+        levels = images.read(film).pixels
+        film.unlink()
+        Image.fromarray(levels).save(film.with_name(f"{images.image_id(film)}.png"))
+    two = builder.build("own", tmp_path / "two", films, size=64)
+    assert files(one) == files(two)
+
+
+def test_coco_with_films(films, tmp_path):
+    listed = [{"id": i, "file_name": name, "height": 300, "width": 220}
+              for i, name in enumerate(("a.dicom", "b"))]  # fmt: skip
+    boxes = [{"image_id": 0, "category_id": 1, "bbox": [10, 20, 100, 200]}]
+    (tmp_path / "x.json").write_text(
+        json.dumps(
+            {"images": listed, "annotations": boxes, "categories": [{"id": 1, "name": "lung"}]}
+        )
+    )
+    path = builder.build(
+        "coco", tmp_path / "data", size=64, coco=tmp_path / "x.json",
+        images=films / "train", test_images=films / "test",
+    )  # fmt: skip
+    assert set(records(path)) == {"a", "b"} and set(records(path, "test")) == {"q"}
+    np.testing.assert_allclose(pixels(records(path)["a"]), [[10, 20, 110, 220]], atol=1e-4)
+
+
+def test_each_film_that_is_none_is_named_before_anything_is_written(films, tmp_path):
+    dicoms.save(films / "train/a.dicom", np.zeros((300, 220), np.uint8), Modality="CT")
+    whole = (films / "train/b").read_bytes()
+    (films / "train/b").write_bytes(whole[:-50])
+    with pytest.raises(InputError) as caught:
+        builder.build("256", tmp_path / "data", films)
+    assert "train/a.dicom: a DICOM of modality CT" in str(caught.value)
+    assert "train/b: no whole pixel data" in str(caught.value)
+    assert not list((tmp_path / "data").rglob("*record*"))
+
+
+def test_one_that_cannot_be_decoded_is_named_and_leaves_nothing(films, tmp_path):
+    """Its header and its end are as they should be, so that only decoding tells."""
+    film = pydicom.dcmread(films / "train/a.dicom")
+    (frame,) = generate_frames(film.PixelData, number_of_frames=1)
+    film.PixelData = encapsulate([frame[: len(frame) // 2] + b"\xff\xd9"])
+    film.save_as(films / "train/a.dicom")
+    kaggle.read_folder(films)
+    with pytest.raises(InputError, match=r"train/a.dicom: broken image \(Unable to decode"):
+        builder.build("256", tmp_path / "data", films)
+    assert not list((tmp_path / "data").rglob("*record*"))
+
+
+def test_many_films_are_made_in_processes(tmp_path):
+    """Decoders of DICOM hold the interpreter lock. What is made, or broken, is the same."""
+    rng = np.random.default_rng(0)
+    for i in range(encoding.FEW + 2):
+        levels = rng.integers(0, 4096, (40, 30)).astype(np.uint16)
+        dicoms.save(tmp_path / f"{i:02}.dcm", levels, BitsStored=12)
+    paths = sorted(tmp_path.iterdir())
+    made = list(encoding.encode_all(paths, 16))
+    assert made == [encoding.encode(path, 16) for path in paths] and len(set(made)) == len(made)
+    paths[20].write_text("no film")
+    got = encoding.encode_all(paths, 16)
+    assert next(got) == made[0]
+    with pytest.raises(InputError, match="20.dcm: not a PNG, JPEG, TIFF or DICOM"):
+        list(got)
+
+
+def test_without_the_extra_one_line_says_how_to_install_it(films, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def no_pydicom(name, *arguments, **keywords):
+        if name.startswith("pydicom"):
+            raise ImportError(name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", no_pydicom)
+    with pytest.raises(InputError) as caught:
+        builder.build("256", tmp_path / "data", films)
+    said = str(caught.value)
+    assert said.count("\n") == 0 and said.endswith("needs more packages: pip install -e '.[dicom]'")
