@@ -58,7 +58,7 @@ flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 def path(name: str, required: bool = False) -> Path | None:
     """The path that a flag names."""
     if FLAGS[name].value:
-        return Path(FLAGS[name].value).expanduser()
+        return Path(os.path.expanduser(FLAGS[name].value))
     if required or FLAGS[name].present:
         raise InputError(f"--{name}: needs a path with --mode={FLAGS.mode}")
     return None
@@ -71,7 +71,7 @@ def parse(argv: list[str]) -> None:
     # A run has its config: it is read where none is given. None is no number to absl.
     given = re.search(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
     no_config = not any(re.match(r"--?config(=|$)", word) for word in argv)
-    if given and no_config and (Path(given[1]).expanduser() / "config.json").exists():
+    if given and no_config and (Path(os.path.expanduser(given[1])) / "config.json").exists():
         own = Path(__file__).with_name("configs") / "of_workdir.py"
         argv = [argv[0], f"--config={own}:{given[1]}", *argv[1:]]
     nulls = [m[1] for word in argv if (m := re.fullmatch(r"--?config\.([\w.]+)=None", word))]
@@ -178,7 +178,7 @@ def open_data(config: ConfigDict):
     """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
     from jaxdet.dataset import open_dataset
 
-    folder = Path(config.data.dir).expanduser() / config.data.name
+    folder = Path(os.path.expanduser(config.data.dir)) / config.data.name
     if config.data.name == "tfds_vinbig/phantom" and not folder.exists():
         from tfds_vinbig.tfds_vinbig_dataset_builder import build
 
@@ -385,6 +385,11 @@ def run(argv: list[str]) -> int:
             main()
     except InputError as error:
         print(f"run.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a place that may not be read or written
+        if error.filename is None:
+            raise
+        print(f"run.py: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except signals.Stopped as stop:
         if not FLAGS.is_parsed() or FLAGS.mode not in ("train", "crossval"):

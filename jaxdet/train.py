@@ -1,5 +1,6 @@
 """Training: one loop that reads from top to bottom."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -96,9 +97,10 @@ def train(
     init, step_fn = compile_training(config, dataset.num_classes, mesh)
     detector = Detector(config, dataset.num_classes, mesh)
     abstract = jax.eval_shape(init)
+    weights = Path(os.path.expanduser(config.model.init_from))
     if config.model.init_from and not checkpoint.exists(folder):
         # Only to see that it fits, before anything is written.
-        init_from(Path(config.model.init_from).expanduser(), abstract.params, abstract.batch_stats)
+        init_from(weights, abstract.params, abstract.batch_stats)
     check_room(folder, abstract)
 
     scores_by_step = workdir.read_scores(folder) if checkpoint.exists(folder) else {}
@@ -107,14 +109,12 @@ def train(
         if manager.latest_step() is None:
             state = init()
             if config.model.init_from:
-                state = with_pretrained_weights(state, Path(config.model.init_from), mesh)
+                state = with_pretrained_weights(state, weights, mesh)
         else:
             abstract = checkpoint.abstract_of(abstract, parallel.replicated(mesh))
             items, newest = checkpoint.restore_newest(manager, **abstract.to_items())
             state = TrainState.from_items(items)
-            for step in manager.all_steps():
-                if step > newest:  # unreadable
-                    manager.delete(step)
+            checkpoint.delete_leftovers(manager, newest, scores_by_step)
             print(f"resuming at step {newest}")
         first = int(state.step)
         for step in [step for step in scores_by_step if step > first]:
@@ -241,7 +241,7 @@ def check_room(folder: Path, state: TrainState) -> None:
 
 def with_pretrained_weights(state: TrainState, file: Path, mesh: jax.sharding.Mesh) -> TrainState:
     """The first state with the weights of a file, see `init_from`."""
-    params, batch_stats, report = init_from(file.expanduser(), state.params, state.batch_stats)
+    params, batch_stats, report = init_from(file, state.params, state.batch_stats)
     print(report)
     params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))
     # Copied, as a donated state must not hold one array twice.
