@@ -16,9 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxdet import InputError, signals
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file(
-    "config", None, "The config, such as configs/phantom.py; a run in --workdir has its own."
-)
+config_flags.DEFINE_config_file("config", None, "Such as configs/phantom.py; a run has its own.")
 flags.DEFINE_string("workdir", None, "Where the run keeps what it writes.")
 flags.DEFINE_string("checkpoint", "latest", "evaluate, predict: a step, best, or latest.")
 flags.DEFINE_string("images", None, "predict: a file, folder or glob instead of the test split.")
@@ -28,9 +26,7 @@ flags.DEFINE_string("output", None, "predict: a CSV file or a folder, instead of
 flags.DEFINE_string("annotations", None, "score: the readers' boxes, Kaggle CSV or COCO JSON.")
 flags.DEFINE_string("submission", None, "score: what is scored, submission CSV or COCO results.")
 flags.DEFINE_string("ground_truth", None, "evaluate, score: raw, wbf@IOU, nms@IOU, ...")
-flags.DEFINE_integer(
-    "bootstrap", 0, "score: samples of the images for 95 % intervals.", lower_bound=0
-)
+flags.DEFINE_integer("bootstrap", 0, "score: samples for 95 % intervals.", lower_bound=0)
 flags.DEFINE_string("against", None, "evaluate: another workdir; score: another submission.")
 flags.DEFINE_string("report", None, "score: an HTML file to write a report to.")
 flags.DEFINE_string("replay", None, "train: a skipped_batch.npz whose step is made again.")
@@ -383,13 +379,10 @@ def run(argv: list[str]) -> int:
         with signals.caught():
             parse(argv)
             main()
-    except InputError as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a place that may not be read or written
-        if error.filename is None:
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:  # not a place that is closed
             raise
-        print(f"run.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"run.py: {error}", file=sys.stderr)
         return 2
     except signals.Stopped as stop:
         if not FLAGS.is_parsed() or FLAGS.mode not in ("train", "crossval"):
@@ -401,4 +394,7 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv))
+    code = run(sys.argv)
+    if code and (parallel := sys.modules.get("jaxdet.parallel")):
+        parallel.leave(code)
+    sys.exit(code)

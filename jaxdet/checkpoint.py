@@ -116,6 +116,8 @@ def wait(manager: ocp.CheckpointManager) -> None:
 def _naming(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
+    except jax.errors.JaxRuntimeError:  # another process has ended
+        raise
     except Exception as error:  # whatever Orbax or the file system runs into
         kept = max(manager.all_steps(), default=None)
         raise InputError(

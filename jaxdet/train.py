@@ -134,7 +134,7 @@ def train(
             progress.write(f"step {step}: {workdir.METRIC} {scores[workdir.METRIC]:.3f}")
 
         # The loop. In it a signal waits for the end of a step, and for its checkpoint.
-        agree = parallel.make_agree(mesh)
+        agree, watchdog = parallel.make_agree(mesh), parallel.Watchdog()
         if first < config.train.steps:
             batches = training_batches(config, train_set, targets, parallel.local_rows(batch_size))
             stream = read_ahead(batches, first, config.data.num_workers)
@@ -167,7 +167,9 @@ def train(
 
                 # Saved before it is scored: an evaluation may fail, and weights took longer.
                 number = agree(signals.asked())
+                watchdog.beat()
                 if saves or number:
+                    watchdog.rest()
                     checkpoint.save(manager, step, **state.to_items())
                 if number:
                     raise signals.Stopped(number, step)
