@@ -40,7 +40,7 @@ LENGTH = [
     "--config.train.evaluate_every=8",
 ]  # fmt: skip
 # The last words of a run: killed after the first, it has the others still to write.
-LAST = ("evaluation.json", "detections.png", "submission.csv", "detections.json")
+LAST = ("evaluation.json", "submission.csv", "detections.json")
 
 
 def lines_of(workdir: Path) -> list[dict]:

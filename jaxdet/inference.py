@@ -36,7 +36,8 @@ class Detector:
             model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
             return model.detections(model(normalize(images)), **config.inference)
 
-        self.detect = jit(detect, out_shardings=parallel.replicated(mesh))
+        replicated = parallel.replicated(mesh)
+        self.detect = jit(detect, config.train.deterministic, out_shardings=replicated)
 
     def load_weights(
         self, manager, which: str, scores: dict[int, float]

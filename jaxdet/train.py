@@ -159,7 +159,11 @@ def train(
                     values = {k: v.item() for k, v in jax.device_get(metrics).items()}
                     rate = (step - since_step) * batch_size / (time.perf_counter() - since)
                     log(step, {**values, "images_per_second": rate})
-                    progress.set_postfix_str(f"loss={values['loss']:.3f}, {rate:.0f} images/s")
+                    unmatched = values["boxes_without_anchor"]
+                    progress.set_postfix_str(
+                        f"loss={values['loss']:.3f}, {rate:.0f} images/s"
+                        + (f", {unmatched} boxes without anchor" if unmatched else "")
+                    )
                     since, since_step = time.perf_counter(), step
                     if values["skipped_in_a_row"] >= config.train.max_skipped_steps:
                         checkpoint.save(manager, step, **state.to_items())
