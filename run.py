@@ -4,6 +4,7 @@ python run.py --config=configs/phantom.py --workdir=runs/phantom
 """
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,9 +17,7 @@ from jaxdet.command_line import parse
 from jaxdet.stages import stage, summary
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file(
-    "config", None, "The config, such as configs/phantom.py; a run in --workdir has its own."
-)
+config_flags.DEFINE_config_file("config", None, "Such as configs/phantom.py; a run has its own.")
 flags.DEFINE_string("workdir", None, "Where the run keeps what it writes.")
 flags.DEFINE_string("checkpoint", "latest", "evaluate, predict, export: a step, best, or latest.")
 flags.DEFINE_string("images", None, "predict: a file, folder or glob instead of the test split.")
@@ -30,9 +29,7 @@ flags.DEFINE_string(
 flags.DEFINE_string("annotations", None, "score: the readers' boxes, Kaggle CSV or COCO JSON.")
 flags.DEFINE_string("submission", None, "score: what is scored, submission CSV or COCO results.")
 flags.DEFINE_string("ground_truth", None, "evaluate, score: raw, wbf@IOU, nms@IOU, ...")
-flags.DEFINE_integer(
-    "bootstrap", 0, "score: samples of the images for 95 % intervals.", lower_bound=0
-)
+flags.DEFINE_integer("bootstrap", 0, "score: samples for 95 % intervals.", lower_bound=0)
 flags.DEFINE_string("against", None, "evaluate: another workdir; score: another submission.")
 flags.DEFINE_string("report", None, "score: an HTML file to write a report to.")
 flags.DEFINE_list("submissions", None, "ensemble: files, or workdirs that have predicted.")
@@ -64,7 +61,7 @@ flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 def path(name: str, required: bool = False) -> Path | None:
     """The path that a flag names."""
     if FLAGS[name].value:
-        return Path(FLAGS[name].value).expanduser()
+        return Path(os.path.expanduser(FLAGS[name].value))
     if required or FLAGS[name].present:
         raise InputError(f"--{name}: needs a path with --mode={FLAGS.mode}")
     return None
@@ -139,7 +136,7 @@ def open_data(config: ConfigDict):
     """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
     from jaxdet.dataset import open_dataset
 
-    data_dir = Path(config.data.dir).expanduser()
+    data_dir = Path(os.path.expanduser(config.data.dir))
     folder = data_dir / config.data.name
     if config.data.name == "tfds_vinbig/phantom" and not folder.exists():
         from tfds_vinbig.tfds_vinbig_dataset_builder import build, drawn_phantom
@@ -312,7 +309,7 @@ def ensemble() -> None:
     if output.suffix not in (".csv", ".json"):
         raise InputError(f"--output: {output} ends neither in .csv (submission) nor .json (COCO)")
     own = "submission.csv" if output.suffix == ".csv" else "detections.json"
-    named = [Path(word).expanduser() for word in FLAGS.submissions or ()]
+    named = [Path(os.path.expanduser(word)) for word in FLAGS.submissions or ()]
     files = [place / own if place.is_dir() else place for place in named]
     if not files or any(file.suffix != output.suffix for file in files):
         raise InputError(f"--submissions: needs workdirs, or {output.suffix} files as --output is")
@@ -353,7 +350,9 @@ def run(argv: list[str]) -> int:
         with signals.caught():
             parse(argv, Path(__file__).with_name("configs") / "of_workdir.py", MODES)
             main()
-    except InputError as error:
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:  # not a place that is closed
+            raise
         print(f"run.py: {error}", file=sys.stderr)
         return 2
     except signals.Stopped as stop:
@@ -366,4 +365,7 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv))
+    code = run(sys.argv)
+    if code and (parallel := sys.modules.get("jaxdet.parallel")):
+        parallel.leave(code)
+    sys.exit(code)

@@ -96,6 +96,7 @@ def get_config(size: str = "256") -> ConfigDict:
     train.warmup_steps = 500
     train.clip_norm = 5.0  # of the gradient
     train.max_skipped_steps = 20  # in a row, as the loss or gradient is not finite: it then stops
+    train.deterministic = False  # on a GPU, at some cost: the same bits each time; a CPU does so
     train.ema_decay = 0.999  # of the exponential moving average of the parameters, per step
     train.log_every = 50  # steps
     train.checkpoint_every = 1_000  # steps; and before each evaluation

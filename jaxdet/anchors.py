@@ -18,7 +18,7 @@ def grid_sizes(image_size: tuple[int, int], levels: Sequence[int]) -> list[tuple
 
 
 def cell_anchors(
-    sizes: Sequence[float], aspect_ratios: Sequence[float]
+    sizes: Sequence[float | int], aspect_ratios: Sequence[float]
 ) -> Float[np.ndarray, "anchors 4"]:
     """Anchors of one location, centred on (0, 0): all sizes of the first ratio, then of the next.
 
@@ -33,8 +33,8 @@ def cell_anchors(
 def pyramid_anchors(
     image_size: tuple[int, int],
     levels: Sequence[int],
-    scales: Sequence[float],
-    aspect_ratios: Sequence[float],
+    scales: Sequence[float | int],
+    aspect_ratios: Sequence[float | int],
     as_torchvision: bool = False,
 ) -> list[Float[np.ndarray, "_ 4"]]:
     """Anchors of every level in model-input pixels, each flattened from (row, column, anchor).
@@ -67,8 +67,8 @@ def best_iou(
     boxes: Float[np.ndarray, "boxes 4"],
     image_size: tuple[int, int],
     levels: Sequence[int],
-    scales: Sequence[float],
-    aspect_ratios: Sequence[float],
+    scales: Sequence[float | int],
+    aspect_ratios: Sequence[float | int],
 ) -> Float[np.ndarray, "boxes"]:
     """IoU of each box with the anchor of the pyramid that overlaps it most.
 

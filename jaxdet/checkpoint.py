@@ -29,17 +29,24 @@ class NewestAndBest:
         self.scores = scores
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Of each checkpoint, whether it is kept."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = set(sorted(steps)[-2:])
-        if scored := [step for step in steps if step in self.scores]:
-            kept.add(max(scored, key=self.scores.get))
+        kept = to_keep(steps, self.scores)
         return [step in kept for step in steps]
+
+
+def to_keep(steps: list[int], scores: dict[int, float]) -> set[int]:
+    """Which of the steps are kept: the two newest, and the best of those that have a score."""
+    kept = set(sorted(steps)[-2:])
+    if scored := [step for step in steps if step in scores]:
+        kept.add(max(scored, key=scores.get))
+    return kept
 
 
 def exists(workdir: Path) -> bool:
     """Whether the run in `workdir` has a finished checkpoint to go on from."""
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
 
 
 def open_manager(workdir: Path, scores: dict[int, float] | None = None) -> ocp.CheckpointManager:
@@ -109,6 +116,8 @@ def wait(manager: ocp.CheckpointManager) -> None:
 def _naming(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
+    except jax.errors.JaxRuntimeError:  # another process has ended
+        raise
     except Exception as error:  # whatever Orbax or the file system runs into
         kept = max(manager.all_steps(), default=None)
         raise InputError(
@@ -132,7 +141,7 @@ def find_step(manager: ocp.CheckpointManager, which: str, scores: dict[int, floa
         return steps[-1]
     if which == "best" and scored:
         return max(scored, key=scores.get)
-    if which.isdigit() and int(which) in steps:
+    if which in map(str, steps):
         return int(which)
     raise InputError(
         f"--checkpoint={which}: not in {manager.directory}, which has "
@@ -191,6 +200,14 @@ def restore_newest(manager: ocp.CheckpointManager, **abstract: Any) -> tuple[dic
         except Unreadable as error:
             print(f"note: {error}; taking the one before")
     raise InputError(f"no checkpoint in {manager.directory} can be read: name another --workdir")
+
+
+def delete_leftovers(manager: ocp.CheckpointManager, newest: int, scores: dict[int, float]) -> None:
+    """Delete what cannot be read, after `newest`, and what a killed run was about to delete."""
+    steps = manager.all_steps()
+    kept = to_keep([step for step in steps if step <= newest], scores)
+    for step in set(steps) - kept:
+        manager.delete(step)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The words of a command line: read, or one line that says which does not fit."""
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ def parse(argv: list[str], of_workdir: Path, modes: Mapping[str, set[str]]) -> N
     # A run has its config: it is read where none is given. None is no number to absl.
     given = re.search(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
     no_config = not any(re.match(r"--?config(=|$)", word) for word in argv)
-    if given and no_config and (Path(given[1]).expanduser() / "config.json").exists():
+    if given and no_config and (Path(os.path.expanduser(given[1])) / "config.json").exists():
         argv = [argv[0], f"--config={of_workdir}:{given[1]}", *argv[1:]]
     nulls = [m[1] for word in argv if (m := re.fullmatch(r"--?config\.([\w.]+)=None", word))]
     argv = [word for word in argv if not re.fullmatch(r"--?config\.[\w.]+=None", word)]

@@ -1,5 +1,6 @@
 """A config that cannot mislead: its fields known, of their type, in their range, and the run's."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,17 @@ SHARES = (
     "inference.score_threshold", "inference.nms_iou", "evaluation.more_iou_thresholds",
 )  # fmt: skip
 MAY_BE_EMPTY = ("inference.tta.scales", "evaluation.more_iou_thresholds")
+# The most of what would take gigabytes, or for ever, where somebody mistypes it.
+MOST = {
+    "seed": 2**31 - 1, "data.image_size": 8192, "data.num_workers": 256,
+    "model.backbone.width": 1024, "model.levels": 10, "model.fpn_channels": 4096,
+    "model.head_channels": 4096, "model.head_depth": 64, "model.num_scales": 16,
+    "model.num_ratios": 16,
+    "loss.atss_candidates": 1000, "train.steps": 2**31 - 1, "train.warmup_steps": 2**31 - 1,
+    "train.batch_size": 65_536, "inference.pre_nms_top_k": 65_536,
+    "inference.max_detections": 65_536, "evaluation.batch_size": 65_536,
+    "evaluation.bootstrap_samples": 1_000_000,
+}  # fmt: skip
 CHOICES = {**models.CHOICES, "train.optimizer": ("adamw", "sgd")}
 # What may differ from the run's, since it does not change what the run is.
 FREE = (
@@ -78,6 +90,12 @@ def check(config: ConfigDict, known: ConfigDict) -> None:
             for x in value if isinstance(value, tuple) else (value,):
                 if x is not None and not fits(x):
                     raise InputError(f"config.{name}: {value} is not {wanted}")
+    for name, value in ours.items():
+        for x in value if isinstance(value, tuple) else (value,):
+            if isinstance(x, float) and not math.isfinite(x):
+                raise InputError(f"config.{name}: {x} is not finite")
+            if x is not None and name in MOST and x > MOST[name]:
+                raise InputError(f"config.{name}: {x} is above {MOST[name]}")
     for name, choices in CHOICES.items():
         if ours[name] not in choices:
             raise InputError(
@@ -107,11 +125,13 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     if value is None:
         if name not in NULLABLE:
             raise InputError(f"config.{name}: None has no meaning here")
-    elif isinstance(value, tuple) and (default is None or isinstance(default, tuple)):
+    elif default is None or isinstance(default, tuple):
+        if not isinstance(value, tuple):
+            raise InputError(f"config.{name}: {value!r} is not several numbers, such as (1,2)")
         number = int if name == "model.levels" else (int, float)
         if any(not isinstance(x, number) or isinstance(x, bool) for x in value):
             raise InputError(f"config.{name}: {value!r} has what is not a number, or not whole")
-    elif default is not None:
+    else:
         accepted = (int, float) if isinstance(default, float) else type(default)
         if not isinstance(value, accepted) or isinstance(value, bool) != isinstance(default, bool):
             raise InputError(f"config.{name}: {value!r} is not of type {type(default).__name__}")

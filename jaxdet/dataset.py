@@ -1,8 +1,9 @@
 """A built dataset: its images, what the readers said of them, and the names of its classes."""
 
 import hashlib
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     Raises:
         InputError: if it is not.
     """
-    folder = Path(data_dir).expanduser() / name
+    folder = Path(os.path.expanduser(data_dir)) / name
     versions = sorted(folder.glob("*/dataset_info.json"))
     if not versions:
         raise InputError(
@@ -122,19 +123,44 @@ def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f"--config={folder.name} --manual_dir=KAGGLE_FOLDER --data_dir={data_dir}, "
             "or name another config.data.dir"
         )
-    return tfds.builder_from_directory(versions[-1].parent)
+    try:
+        return tfds.builder_from_directory(versions[-1].parent)
+    except Exception as error:  # whatever TFDS runs into
+        raise _damaged(versions[-1].parent, error) from error
+
+
+def _damaged(folder: object, error: Exception) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return InputError(
+        f"config.data.dir: the dataset in {folder} is damaged ({reason}): remove it, and build it "
+        "again"
+    )
+
+
+def _records(builder: tfds.core.DatasetBuilder, source: object) -> Iterator[dict]:
+    try:
+        yield from source
+    except Exception as error:
+        raise _damaged(builder.data_dir, error) from error
 
 
 def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
-    """All records of a split ("train", "test"), without decoding the images."""
-    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    """All records of a split ("train", "test"), without decoding the images.
+
+    Raises:
+        InputError: if the dataset is damaged.
+    """
+    try:
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except Exception as error:
+        raise _damaged(builder.data_dir, error) from error
     class_names = tuple(builder.info.features["objects"]["label"].names)
     no_finding = len(class_names)
     class_ids = (builder.info.metadata or {}).get("class_ids", range(no_finding + 1))
 
     ids, index, sizes, checksums = [], [], [], []
     image, labels, readers, boxes = [], [], [], []
-    for i, record in enumerate(source):
+    for i, record in enumerate(_records(builder, source)):
         ids.append(record["image_id"].decode())
         index.append(record["index"])
         height, width = record["height"], record["width"]

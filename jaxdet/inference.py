@@ -73,6 +73,7 @@ class Detector:
         )
         self.detect = jit(
             detector_function(config, num_classes),
+            config.train.deterministic,
             static_argnums=(2, 3),
             out_shardings=parallel.replicated(mesh),
         )

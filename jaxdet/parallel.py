@@ -1,7 +1,14 @@
 """Data parallelism: one mesh over all devices, the batch split along it, the state on each."""
 
+import ctypes
 import importlib.util
 import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable, Mapping
 
 import jax
@@ -28,7 +35,8 @@ def join_processes(
     """Make one of several processes of this one, where that is asked for or the system says so.
 
     JAX reads what SLURM, Open MPI, Kubernetes and TPUs say of themselves. To be called before JAX
-    is used. A process that dies or hangs ends the others within a minute.
+    is used. A process that dies or is stopped ends the others within a minute, as JAX notices it;
+    of those that hang see `Watchdog`. Only process 0 prints, but for errors.
 
     Args:
         coordinator: HOST:PORT of process 0; the three are needed only where JAX cannot tell.
@@ -52,7 +60,7 @@ def join_processes(
     try:
         jax.distributed.initialize(
             *given, initialization_timeout=120, heartbeat_timeout_seconds=30,
-            shutdown_timeout_seconds=30,
+            shutdown_timeout_seconds=600,  # process 0 may have a long report to write
         )  # fmt: skip
     except ValueError as error:  # JAX cannot tell
         if given != (None, None, None):
@@ -62,6 +70,49 @@ def join_processes(
     except jax.errors.JaxRuntimeError as error:
         line = str(error).splitlines()[0]
         raise InputError(f"--coordinator: the other processes do not answer: {line}") from error
+    if jax.process_count() > 1:
+        sys.excepthook = _end_of_an_error
+        # JAX calls abort() where another one dies, in a thread of its own, and has no public way to
+        # say that in words.
+        ctypes.CDLL(None).signal(signal.SIGABRT, _AT_ABORT)
+        if jax.process_index() > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  all say the same
+
+
+_ending = threading.Lock()
+
+
+def _end(what: str) -> None:
+    """One line, and the end: the end of Python would wait for the others, and they for us."""
+    if not _ending.acquire(blocking=False):  # another thread is at it
+        time.sleep(60)
+    print(
+        f"run.py: process {jax.process_index()}: {what}: end all of them, and start all again with "
+        "the same command",
+        file=sys.stderr,
+    )
+    leave(1)
+
+
+def leave(code: int) -> None:
+    """End this process without a word to the others, if there are any; they notice it."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_of_an_error(kind: type, error: BaseException, trace: object) -> None:
+    """What Python does with an error that nothing has caught."""
+    lost = r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|Socket closed|heartbeat"
+    if isinstance(error, Exception) and re.search(lost, str(error)):
+        _end(f"another one has ended ({str(error).strip().splitlines()[0][:200]})")
+    traceback.print_exception(kind, error, trace)
+    leave(1)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _AT_ABORT(number: int) -> None:
+    _end("another one has ended, or hangs")
 
 
 def make_mesh() -> Mesh:
@@ -105,6 +156,44 @@ def make_agree(mesh: Mesh) -> Callable[[int], int]:
         return agreed
 
     return agree
+
+
+class Watchdog:
+    """Ends this process when a step takes long beyond measure, since then another one hangs.
+
+    JAX notices one that is dead or stopped, but not one that waits for its disk, say, while the
+    others wait for it. A process that is alone is never ended.
+    """
+
+    def __init__(self, seconds: float = 45):
+        self.seconds, self.longest = seconds, 0.0
+        self.beats, self.last, self.timer = 0, 0.0, None
+
+    def beat(self) -> None:
+        """A step has ended. Three in a row say how long one takes: the next has 10 times that."""
+        if jax.process_count() == 1:
+            return
+        self._cancel()
+        now = time.monotonic()
+        self.beats += 1
+        # In the first two the others may still be at what this one has rested for.
+        if self.beats > 2:
+            self.longest = max(self.longest, now - self.last)
+            limit = max(self.seconds, 10 * self.longest)
+            said = f"no step has ended for {limit:.0f} seconds, so one of them hangs"
+            self.timer = threading.Timer(limit, _end, (said,))
+            self.timer.daemon = True
+            self.timer.start()
+        self.last = now
+
+    def rest(self) -> None:
+        """What comes now, until the next beat, may take as long as it likes."""
+        self._cancel()
+        self.beats = 0
+
+    def _cancel(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 def local_rows(batch_size: int) -> slice:

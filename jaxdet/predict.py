@@ -1,6 +1,7 @@
 """Pictures of anyone's, and the test split, predicted by a run's detector."""
 
 import glob
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ def find_files(path: str) -> list[Path]:
     Raises:
         InputError: if there is none, or two have the same name but for the suffix.
     """
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     if place.is_dir():
         candidates = place.iterdir()
     elif place.exists():

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxdet import InputError, checkpoint, parallel, workdir
 from jaxdet.batches import Targets, training_batches
 from jaxdet.dataset import Dataset
+from jaxdet.models.weights import read_npz
 from jaxdet.train_step import TrainState, compile_training
 
 
@@ -47,8 +48,8 @@ def read(file: Path) -> dict[str, np.ndarray]:
     """
     names = {"step", "ids", "images", "boxes", "labels", "scores", "mask"}
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            batch = {name: arrays[name] for name in names}
+        arrays = read_npz(file)
+        batch = {name: arrays[name] for name in names}
     except FileNotFoundError as error:
         raise InputError(f"--replay: {file}: no such file") from error
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

@@ -1,6 +1,6 @@
 """Who trains and who evaluates."""
 
-from pathlib import Path
+import os
 
 import numpy as np
 import pandas as pd
@@ -128,7 +128,7 @@ def read_groups(groups: str, ids: np.ndarray) -> np.ndarray:
     try:
         # A patient may be called "NA".
         table = pd.read_csv(
-            Path(file).expanduser(), dtype=str, keep_default_na=False, encoding="utf-8-sig"
+            os.path.expanduser(file), dtype=str, keep_default_na=False, encoding="utf-8-sig"
         )
         table = table[["image_id", column]]
     except (OSError, KeyError, ValueError) as error:

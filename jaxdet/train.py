@@ -1,5 +1,6 @@
 """Training: one loop that reads from top to bottom."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -97,9 +98,10 @@ def train(
     init, step_fn = compile_training(config, dataset.num_classes, mesh)
     detector = Detector(config, dataset.num_classes, mesh)
     abstract = jax.eval_shape(init)
+    weights = Path(os.path.expanduser(config.model.init_from))
     if config.model.init_from and not checkpoint.exists(folder):
         # Only to see that it fits, before anything is written.
-        init_from(Path(config.model.init_from).expanduser(), abstract.params, abstract.batch_stats)
+        init_from(weights, abstract.params, abstract.batch_stats)
     check_room(folder, abstract)
 
     scores_by_step = workdir.read_scores(folder) if checkpoint.exists(folder) else {}
@@ -109,14 +111,12 @@ def train(
             with stage("compiling"):
                 state = jax.block_until_ready(init())
             if config.model.init_from:
-                state = with_pretrained_weights(state, Path(config.model.init_from), mesh)
+                state = with_pretrained_weights(state, weights, mesh)
         else:
             abstract = checkpoint.abstract_of(abstract, parallel.replicated(mesh))
             items, newest = checkpoint.restore_newest(manager, **abstract.to_items())
             state = TrainState.from_items(items)
-            for step in manager.all_steps():
-                if step > newest:  # unreadable
-                    manager.delete(step)
+            checkpoint.delete_leftovers(manager, newest, scores_by_step)
             print(f"resuming at step {newest}")
         first = int(state.step)
         for step in [step for step in scores_by_step if step > first]:
@@ -138,7 +138,7 @@ def train(
             progress.write(f"step {step}: {workdir.METRIC} {scores[workdir.METRIC]:.3f}")
 
         # The loop. In it a signal waits for the end of a step, and for its checkpoint.
-        agree = parallel.make_agree(mesh)
+        agree, watchdog = parallel.make_agree(mesh), parallel.Watchdog()
         if first < config.train.steps:
             with stage("decoding"):
                 rows = parallel.local_rows(batch_size)
@@ -168,7 +168,11 @@ def train(
                     values = {k: v.item() for k, v in jax.device_get(metrics).items()}
                     rate = (step - since_step) * batch_size / (time.perf_counter() - since)
                     log(step, {**values, "images_per_second": rate})
-                    progress.set_postfix_str(f"loss={values['loss']:.3f}, {rate:.0f} images/s")
+                    unmatched = values["boxes_without_anchor"]
+                    progress.set_postfix_str(
+                        f"loss={values['loss']:.3f}, {rate:.0f} images/s"
+                        + (f", {unmatched} boxes without anchor" if unmatched else "")
+                    )
                     since, since_step = time.perf_counter(), step
                     if values["skipped_in_a_row"] >= config.train.max_skipped_steps:
                         checkpoint.save(manager, step, **state.to_items())
@@ -176,7 +180,9 @@ def train(
 
                 # Saved before it is scored: an evaluation may fail, and weights took longer.
                 number = agree(signals.asked())
+                watchdog.beat()
                 if saves or number:
+                    watchdog.rest()
                     checkpoint.save(manager, step, **state.to_items())
                 if number:
                     raise signals.Stopped(number, step)
@@ -251,7 +257,7 @@ def check_room(folder: Path, state: TrainState) -> None:
 
 def with_pretrained_weights(state: TrainState, file: Path, mesh: jax.sharding.Mesh) -> TrainState:
     """The first state with the weights of a file, see `init_from`."""
-    params, batch_stats, report = init_from(file.expanduser(), state.params, state.batch_stats)
+    params, batch_stats, report = init_from(file, state.params, state.batch_stats)
     print(report)
     params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))
     # Copied, as a donated state must not hold one array twice.

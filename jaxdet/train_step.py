@@ -182,6 +182,7 @@ def compile_training(
     replicated = parallel.replicated(mesh)
     step = jit(
         make_train_step(config, models.split(model)[0], optimizer),
+        config.train.deterministic,
         in_shardings=(replicated, parallel.sharded(mesh)),
         out_shardings=replicated,
         donate_argnums=0,

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,20 +69,57 @@ def read_config(workdir: Path) -> tuple[dict[str, Any], Run]:
     path = workdir / "config.json"
     try:
         content = json.loads(path.read_text())
-        return content, Run(**content.pop("run"))
+        run = Run(**content.pop("run"))
+        _check_run(run)
+        return content, run
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; train first, or name a --workdir") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path}: not the record of a run of this version ({error!r}): name another --workdir"
+            f"{path}: not the record of a run of this version ({error!r:.100}): name another "
+            "--workdir"
         ) from error
 
 
+def _check_run(run: Run) -> None:
+    """Raise ValueError unless the fields have the types that `Run` says."""
+
+    def are(values, kind):
+        whole = isinstance(values, list) and all(isinstance(value, kind) for value in values)
+        return whole and not any(isinstance(value, bool) for value in values)
+
+    fits = {
+        "class_names": are(run.class_names, str) and run.class_names,
+        "class_ids": are(run.class_ids, int) and len(run.class_ids) == len(run.class_names) + 1,
+        "dataset": isinstance(run.dataset, str),
+        "training_images": isinstance(run.training_images, str),
+        "planned": are(run.planned, str),
+        "grey_levels": are(run.grey_levels, list)
+        and all(are(levels, int | float) for levels in run.grey_levels),
+    }
+    for name, fit in fits.items():
+        if not fit:
+            raise ValueError(f"run.{name} is {str(getattr(run, name))[:50]}")
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; one that was not finished is none."""
+    """The lines of `metrics.jsonl`; one that was not finished is none.
+
+    Raises:
+        InputError: for a line that is no object with a step.
+    """
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [_parse_metrics(line, f"{path} line {i}") for i, line in enumerate(lines, 1)]
+
+
+def _parse_metrics(line: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+        values["step"] + 0
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{where}: not what a run has logged: remove that line") from error
+    return values
 
 
 def read_scores(workdir: Path) -> dict[int, float]:
@@ -100,6 +138,9 @@ def open_log(workdir: Path, step: int) -> Callable[[int, dict[str, Any]], None]:
         return lambda step, values: None
     from tensorboardX import SummaryWriter
 
+    for left in workdir.glob(".*"):  # by one that was killed, see `write_atomically`
+        if re.fullmatch(r"\.\w+\.\w+\.\d+", left.name):
+            left.unlink()
     path = workdir / "metrics.jsonl"
     kept = [line for line in read_metrics(workdir) if line["step"] <= step]
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,7 +1,6 @@
 """The command line as its users and their scripts meet it."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -312,33 +311,3 @@ def test_as_a_process_it_ends_with_the_exit_code(tmp_path):
         [sys.executable, "run.py", "--nope"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(trained, tiny, tmp_path):
-    """As Slurm starts them: each loads half of every batch; together they write one run."""
-    processes = []
-    for i in range(2):
-        environment = {
-            "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
-            "SLURM_NTASKS": "2", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
-            "SLURM_STEP_NUM_NODES": "1", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        }  # fmt: skip
-        words = [sys.executable, "run.py", *tiny, f"--workdir={tmp_path}", "--distributed"]
-        processes.append(
-            subprocess.Popen(
-                words, cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE, text=True
-            )
-        )
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    one, two = (
-        [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
-        for workdir in (trained[0], tmp_path)
-    )
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for a, b in zip(one, two, strict=True):
-        if "loss" in a:
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
-    assert (tmp_path / "evaluation.json").exists() and (tmp_path / "submission.csv").exists()

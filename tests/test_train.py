@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -64,3 +65,19 @@ def test_weights_of_another_model_do_not_fit(config, dataset, sets, tmp_path):
     config.model.head_channels = 16
     with pytest.raises(InputError, match=r"does not fit.*head.* is \(.* there and \("):
         inference.load(config, tmp_path, "latest", 14)
+
+
+@pytest.mark.slow
+def test_boxes_that_no_anchor_learns_are_counted_and_shown(
+    config, dataset, sets, tmp_path, monkeypatch
+):
+    """The only location is the middle of the picture, where no shape is."""
+    config.data.image_size, config.model.levels = 32, (5,)
+    config.train.update({"steps": 1, "evaluate_every": 1})
+    shown = io.StringIO()
+    tqdm = train.tqdm
+    monkeypatch.setattr(train, "tqdm", lambda **k: tqdm(**k | {"disable": False, "file": shown}))
+    train.train(config, dataset, *sets, tmp_path)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["boxes_without_anchor"] >= config.train.batch_size / 2
+    assert f"{line['boxes_without_anchor']} boxes without anchor" in shown.getvalue()

@@ -176,7 +176,7 @@ def _parse_class(word: str, name: str | None, classes: dict[int, str]) -> int:
         raise InputError(f"class_name {name!r} is no name")
     if class_id not in classes:
         known = f"known are {min(classes)} to {max(classes)}" if classes else "ids are from 0 on"
-        raise InputError(f"unknown class_id {word!r}, {known}")
+        raise InputError(f"unknown class_id {word[:40]!r}, {known}")
     expected = classes[class_id]
     if name is not None and class_name_of(name) != expected:
         raise InputError(
