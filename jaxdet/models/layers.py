@@ -35,7 +35,7 @@ class Conv(nnx.Conv):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         if not cpu.on_cpu():
             return super().__call__(x)
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        x, kernel = x.astype(self.dtype), jnp.asarray(self.kernel[...], self.dtype)
         if self.kernel_size == (1, 1):
             x = cpu.conv_1x1(x, kernel, self.strides)
         else:
@@ -46,7 +46,7 @@ class Conv(nnx.Conv):
                 padding=((self.padding, self.padding), (self.padding, self.padding)),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
-        return x if self.bias is None else cpu.add_bias(x, self.bias[...].astype(self.dtype))
+        return x if self.bias is None else cpu.add_bias(x, jnp.asarray(self.bias[...], self.dtype))
 
 
 class BatchNorm(nnx.BatchNorm):
