@@ -194,7 +194,7 @@ class RetinaNet(nnx.Module):
         box_offsets = [self.box_head(x, train) for x in pyramid]
 
         def join(levels, size):  # long rows are joined faster than short ones
-            return jnp.concatenate(levels, axis=1).reshape(len(images), -1, size)
+            return jnp.concatenate(levels, axis=1).reshape(images.shape[0], -1, size)
 
         return Outputs(
             join(class_logits, self.class_head.outputs),
