@@ -107,7 +107,8 @@ def score_torchvision(model: torch.nn.Module, evaluator: Evaluator, device: str)
     )
     model.eval()
     for start in range(0, n, config.evaluation.batch_size):
-        gray = torch.from_numpy(evaluator.images[start : start + config.evaluation.batch_size])
+        end = min(start + config.evaluation.batch_size, n)
+        gray = torch.from_numpy(np.stack([evaluator.images[i] for i in range(start, end)]))
         images = (gray.to(device).float() / 255)[:, None].expand(-1, 3, -1, -1)
         for i, output in enumerate(model(list(images)), start):
             count = len(output["scores"])
