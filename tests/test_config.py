@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from configs import phantom, retina
@@ -119,3 +121,33 @@ def test_a_field_that_there_is_not_is_named():
     del config.train.learnig_rate, config.train.steps
     with pytest.raises(InputError, match=r"config\.train\.steps: missing"):
         configs.check(config, retina.get_config())
+
+
+def test_a_run_from_before_a_field_of_inference_has_its_default(folder):
+    """It does not change what the run is; a field that does is missed."""
+    record = json.loads((folder / "config.json").read_text())
+    del record["inference"]["tta"]
+    (folder / "config.json").write_text(json.dumps(record))
+    config = configs.of_run(folder, retina.get_config())
+    assert config.inference.tta.to_dict() == retina.get_config().inference.tta.to_dict()
+    del record["loss"]["gamma"]
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"lacks loss\.gamma"):
+        configs.of_run(folder, retina.get_config())
+
+
+@pytest.mark.parametrize(
+    "field,value,named",
+    [
+        ("fusion", "votes@0.5", "'votes@0.5' is not wbf@IOU or nms@IOU"),
+        ("fusion", "wbf@2", "config.inference.tta.fusion: fusion 'wbf@2'"),
+        ("scales", (0.1,), "0.1 makes no image of 32 to 8192 pixels"),
+        ("scales", (-1.0,), "is not above 0"),
+    ],
+)
+def test_further_looks_that_cannot_be(field, value, named):
+    config = ours()
+    config.inference.tta[field] = value
+    with pytest.raises(InputError) as caught:
+        configs.check(config, retina.get_config())
+    assert named in str(caught.value)

@@ -2,6 +2,11 @@
 
 import builtins
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -12,6 +17,7 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from jaxdet import InputError, images
 from tests import dicoms, test_builder
+from tests.conftest import ROOT
 from tests.test_builder import files, pixels, records
 from tfds_vinbig import encoding, kaggle
 from tfds_vinbig import tfds_vinbig_dataset_builder as builder
@@ -112,6 +118,42 @@ def test_many_films_are_made_in_processes(tmp_path):
     assert next(got) == made[0]
     with pytest.raises(InputError, match="20.dcm: not a PNG, JPEG, TIFF or DICOM"):
         list(got)
+
+
+@pytest.mark.slow
+def test_no_process_outlives_the_one_that_was_killed(tmp_path):
+    for i in range(encoding.FEW):
+        dicoms.save(tmp_path / f"{i:02}.dcm", np.zeros((40, 30), np.uint16), BitsStored=12)
+    program = (
+        "import sys, time, multiprocessing\n"
+        "from pathlib import Path\n"
+        "from tfds_vinbig import encoding\n"
+        "if __name__ == '__main__':\n"
+        "    made = encoding.encode_all(sorted(Path(sys.argv[1]).glob('*.dcm')), 16)\n"
+        "    next(made)\n"
+        "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    started = subprocess.Popen(
+        [sys.executable, tmp_path / "program.py", tmp_path],
+        stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    workers = list(map(int, started.stdout.readline().split()))
+    assert workers
+    started.kill()
+    started.wait()
+    until = time.monotonic() + 60
+    while any(map(is_running, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(is_running, workers))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 def test_without_the_extra_one_line_says_how_to_install_it(films, tmp_path, monkeypatch):

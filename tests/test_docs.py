@@ -31,7 +31,7 @@ def commands():
         lines, spans = code_of(page)
         for line in [*lines, *(span for span in spans if span.startswith("python "))]:
             words = []
-            for word in [*shlex.split(line, comments=True), "&&"]:
+            for word in [*shlex.split(line.replace("; ", " ; "), comments=True), "&&"]:
                 if word in ("&&", "|", ";", ">", ">>", "do", "done"):
                     # In the text a command may be named without its flags.
                     named = words[1:] == ["-m", "tfds_vinbig"] or "..." in words

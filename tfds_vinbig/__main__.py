@@ -1,4 +1,4 @@
-"""Build a dataset from a Kaggle folder or from COCO's JSON, or the phantom from nothing.
+"""Build a dataset from a Kaggle folder, the VinDr-CXR release or COCO's JSON, or the phantom.
 
 python -m tfds_vinbig --config=256 --manual_dir=KAGGLE_FOLDER
 python -m tfds_vinbig --config=phantom
@@ -49,7 +49,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description="Build the TFDS dataset tfds_vinbig (ArrayRecord; no TensorFlow needed).",
         epilog="The Kaggle folder holds train/<image_id>.png, train.csv and train_meta.csv; for a "
         "test split also test/<image_id>.png, test_meta.csv and sample_submission.csv. PNG, JPEG "
-        "or TIFF, 8 or 16 bits; tables are read by column name.",
+        "or TIFF, 8 or 16 bits, or DICOM, whose sizes need no table; tables are read by column "
+        "name. The VinDr-CXR release is known by its annotations/annotations_train.csv.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -60,8 +61,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--size", metavar="N", help="pixels of the stored pictures of your own")
     helps = {
-        "manual_dir": "the Kaggle folder; of your own, its train.csv names the classes; for the "
-        "phantom where it is, or is drawn (default DIR/phantom)",
+        "manual_dir": "the Kaggle folder; of your own, its train.csv names the classes, or it is "
+        "the VinDr-CXR release; for the phantom where it is, or is drawn (default DIR/phantom)",
         "data_dir": "where datasets go (default %(default)s)",
         "train_csv": "instead of FOLDER/train.csv",
         "train_meta": "instead of FOLDER/train_meta.csv",

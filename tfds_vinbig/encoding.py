@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -44,9 +45,20 @@ def _processes() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         len(os.sched_getaffinity(0)),
         multiprocessing.get_context("spawn"),
-        initializer=signal.signal,  # ^C is for whoever started them
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=_begin_process,
     )
+
+
+def _begin_process() -> None:
+    """^C is for whoever started this process; that one killed, this one ends too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end_with_it():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 def encode(path: Path, size: int) -> bytes:

@@ -246,8 +246,8 @@ def build(
     A `config` of Builder's is VinBigData in the Kaggle folder `manual_dir`, with the tables as in
     `kaggle.read_folder`; the phantom is drawn into `DATA_DIR/phantom` unless `manual_dir` says
     where it is or is to be. Any other is the name of a dataset of one's own, with pictures of
-    `size` pixels: a folder of Kaggle's form, or `coco`, an annotation file, with the pictures in
-    `images` and, without annotations, in `test_images`.
+    `size` pixels: a folder of Kaggle's form, the VinDr-CXR release, or `coco`, an annotation file,
+    with the pictures in `images` and, without annotations, in `test_images`.
 
     What is built already is left as it is; that it is from other paths is said. When this fails or
     is interrupted, `data_dir` is left as it was, but for a phantom that is wholly drawn.
