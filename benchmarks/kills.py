@@ -178,26 +178,27 @@ def found_after(workdir: Path) -> Iterator[str]:
 
 
 def trial(
-    command: list[str], reference: Path, workdir: Path, kills: int, rng: random.Random,
+    command: list[str], reference: Path, workdir: Path, kinds: list[str], rng: random.Random,
     starting_seconds: float,
 ) -> tuple[list[str], list[set[str]]]:  # fmt: skip
-    """One run killed up to `kills` times, and compared: the kinds, and what each kill left.
+    """One run killed at those kinds of moments while it lasts, and compared with the reference.
+
+    Returns:
+        The kinds at which it was killed, and what each kill left.
 
     Raises:
         AssertionError: if it does not end as the reference did.
     """
-    kinds, left = [], []
-    known = list(Moments(workdir, rng, 0).kinds)
-    while len(kinds) < kills:
-        kind = rng.choice(known)
+    killed, left = [], []
+    for kind in kinds:
         if not kill_once([*command, f"--workdir={workdir}"], workdir, kind, rng, starting_seconds):
             break
-        kinds.append(kind)
+        killed.append(kind)
         left.append(set(found_after(workdir)))
     run_through(command, workdir)
     found = differences(workdir, reference)
-    assert not found, f"{workdir}, killed at {kinds}: {found}"
-    return kinds, left
+    assert not found, f"{workdir}, killed at {killed}: {found}"
+    return killed, left
 
 
 def run_through(command: list[str], workdir: Path) -> float:
@@ -233,8 +234,10 @@ def main() -> None:
         kinds, left, runs = [], [], 0
         while len(kinds) < options.kills and time.time() - began < 60 * options.minutes:
             workdir = Path(scratch) / f"run{runs}"
+            known = list(Moments(workdir, rng, 0).kinds)
             most = min(rng.randrange(4, 16), options.kills - len(kinds))
-            more = trial(command, reference, workdir, most, rng, starting_seconds)
+            chosen = rng.choices(known, k=most)
+            more = trial(command, reference, workdir, chosen, rng, starting_seconds)
             kinds, left, runs = kinds + more[0], left + more[1], runs + 1
             print(f"{len(kinds)} kills in {runs} runs: all alike", file=sys.stderr)
     columns = sorted(set().union(*left))

@@ -28,11 +28,9 @@ MAX_BOXES = 16  # of an image, with padding
 
 
 def make_config(network: str, size: int, batch_size: int, dtype: str) -> ConfigDict:
-    """The config of "r18", "r50" (`configs/retina.py`) or "phantom": `configs/phantom.py` as it was
-    at commit e4b96f4, with ResNet-18 and batches of 16."""
+    """The config of "r18", "r50" (`configs/retina.py`) or "phantom" (`configs/phantom.py`)."""
     if network == "phantom":
         config = phantom.get_config()
-        config.model.backbone.depth, config.train.batch_size = 18, 16
         config.model.anchor_scales, config.model.aspect_ratios = (1.6, 3.56), (0.35, 1.0, 2.0)
     else:
         config = retina.get_config()

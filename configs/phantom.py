@@ -14,18 +14,17 @@ def get_config() -> ConfigDict:
     config.data.name = "tfds_vinbig/phantom"
     config.data.image_size = 128
     config.augment.flip = 0.0  # a mirrored chest is a second anatomy to learn
-    config.model.backbone.depth = 10
+    config.model.backbone.depth = 18
     config.model.backbone.width = 32
     config.model.fpn_channels = 48
     config.model.head_channels = 48
     config.model.head_depth = 1
     config.model.num_scales = 2
     config.model.dtype = "float32"  # bfloat16 does not help a CPU
-    config.train.batch_size = 8  # more, smaller steps: the same time, and a better detector
-    config.train.steps = 2_800
-    config.train.learning_rate = 1.5e-3
-    config.train.warmup_steps = 280
+    config.train.steps = 1_400
+    config.train.learning_rate = 2e-3
+    config.train.warmup_steps = 140
     config.train.ema_decay = 0.995
-    config.train.checkpoint_every = 1_400
-    config.train.evaluate_every = 1_400
+    config.train.checkpoint_every = 700
+    config.train.evaluate_every = 700
     return config

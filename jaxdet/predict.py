@@ -50,6 +50,8 @@ def find_files(path: str) -> list[Path]:
     files = sorted(filter(images.is_picture, candidates))
     if not files:
         raise InputError(f"--images={path}: no picture there ({', '.join(images.SUFFIXES)})")
+    if odd := [file.name for file in files if not file.name.isprintable()]:
+        raise InputError(f"--images={path}: the name {odd[0]!a} is no line of text: rename it")
     (stem, times), *_ = Counter(map(images.image_id, files)).most_common(1)
     if times > 1:
         raise InputError(f"--images={path}: {times} files are named {stem}")

@@ -17,7 +17,7 @@ from configs import retina
 from jaxdet import InputError
 from jaxdet import config as configs
 from jaxdet.models import weights
-from tests.bad_inputs import files, runs, tables
+from tests.bad_inputs import files, places, runs, tables
 from tests.conftest import ROOT
 from tests.test_pth import NUMBERS, pickled, tensor
 from tests.test_pth import write as write_pth
@@ -64,7 +64,7 @@ def what_it_gets(read, folder: Path) -> str:
     return str(caught.value)
 
 
-CASES = files.CASES | tables.CASES | runs.CASES
+CASES = files.CASES | places.CASES | tables.CASES | runs.CASES
 
 
 @pytest.fixture
@@ -90,11 +90,26 @@ def test_a_bad_input_is_one_line(dataset, tmp_path):
             said = said.replace(str(folder), "…").replace("|", "\\|").replace("\n ", "<br>")
             said = re.sub(r"there are [\w., ]+", "there are …", said)  # all fields of a section
             said = re.sub(r"is damaged \(.*\):", "is damaged (…):", said)  # as others say it
+            said = re.sub(r"no picture there \(.*\)", "no picture there (…)", said)  # all endings
             parts.append(f"| {wrong} | {said} |\n")
     table = "".join(parts)
     if not TABLE.exists() or table != TABLE.read_text():
         TABLE.with_suffix(".md.new").write_text(table)
         pytest.fail("docs/bad_inputs.md is not what the program says; see docs/bad_inputs.md.new")
+
+
+def test_nothing_reads_a_pickle():
+    """But for the reader of .pth, which takes tensors alone: see test_pth."""
+    loads, banned = 0, r"torch\.load|joblib|\bdill\b|marshal|yaml\.load|read_pickle"
+    for path in [*(ROOT / "jaxdet").rglob("*.py"), *(ROOT / "tfds_vinbig").rglob("*.py")]:
+        text = path.read_text()
+        assert not re.search(banned, text), path
+        calls = re.findall(r"np\.load\(.*", text)
+        assert all("allow_pickle=False" in call for call in calls), path
+        loads += len(calls)
+        if path.name != "pth.py":
+            assert not re.search(r"^\s*(import|from) pickle", text, re.M), path
+    assert loads
 
 
 VALUES = st.one_of(

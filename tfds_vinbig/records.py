@@ -155,9 +155,9 @@ def check_box(box: Iterable[float], given: str) -> None:
     Raises:
         InputError: without the place, which the caller knows.
     """
-    x_min, y_min, x_max, y_max = box
     if max(map(abs, box)) > LARGEST:
         raise InputError(f"the box {given} is larger than any image")
+    x_min, y_min, x_max, y_max = map(np.float32, box)  # as they are kept
     if x_min >= x_max or y_min >= y_max:
         raise InputError(
             f"the box {given} is upside down or empty: x_min < x_max and y_min < y_max"

@@ -51,8 +51,11 @@ def read_npz(path: Path, most_bytes: int = 2**30) -> dict[str, np.ndarray]:
         size = sum(member.file_size for member in file.infolist())
     if size > most_bytes:
         raise ValueError(f"its arrays take {size / 1e6:.0f} MB")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    if other := [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]:
+        raise ValueError(f"{other[0]} in it is no array")  # NumPy then gives its bytes
+    return arrays
 
 
 def in_our_order(value: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,11 @@ def npz_bomb(path: Path) -> None:
     path.write_bytes(data)
 
 
+def npz_of_junk(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("../../x.npy", b"junk")
+
+
 class Attack:
     """Unpickled, it makes a file."""
 
@@ -145,6 +151,11 @@ CASES = {
         "a .pth that is text": weights_of(b"not weights", "x.pth"),
         "an .npz of pickled objects": weights_of(pickled_array),
         "a zip bomb: an .npz that unpacks to 2 GB": weights_of(npz_bomb),
+        "an .npz of a file that is no array": weights_of(npz_of_junk),
+        "a .safetensors whose header is 200,000 deep": weights_of(
+            (200_000).to_bytes(8, "little") + b"[" * 200_000, "x.safetensors"
+        ),
+        "an empty .pth": weights_of(b"", "x.pth"),
         "an .npz that is text": weights_of(b"not weights"),
         "a .safetensors that is cut": weights_of(b"\xff" * 8 + b"{}", "x.safetensors"),
         "another kind of file": weights_of(b"\x89HDF", "x.h5"),

@@ -138,6 +138,7 @@ CASES = {
         "a corner of 1e300": box(1, 1, "1e300", 2),
         "a negative corner": box(-50, 1, 2, 2),
         "a box upside down": box(9, 1, 2, 2),
+        "a box that is empty in 32 bits": box(1, 1, "1.00000000001", 2),
         "words for numbers": box("one", 1, 2, 2),
         "a number of 5,000 digits": row(f"a,Cardiomegaly,{'9' * 5000},R9,1,1,2,2"),
         "a class that there is not": row("a,Broken rib,77,R9,1,1,2,2"),
