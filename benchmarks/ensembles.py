@@ -1,7 +1,7 @@
 """What test-time augmentation and ensembles are worth, on runs that differ in nothing but the seed.
 
     python benchmarks/ensembles.py --workdirs=runs/seed0,runs/seed1,runs/seed2 \
-        --results=docs/ensembles.jsonl
+        --results=runs/ensembles.jsonl
 
 Each run's latest checkpoint is scored on its evaluation split, which must be the same images: as it
 is, with further looks, and all runs fused. `--folds=WORKDIR` adds the folds of a --mode=crossval,
