@@ -139,7 +139,11 @@ def test_any_value_of_any_field_is_taken_or_named(field, value):
 @given(
     word=st.one_of(
         st.builds("--config.{}={}".format, st.sampled_from(FIELDS), st.text(max_size=8)),
-        st.builds("--{}={}".format, st.sampled_from(sorted(run.OWN)), st.text(max_size=8)),
+        st.builds(
+            "--{}={}".format,
+            st.sampled_from(sorted(set().union(*run.MODES.values()))),
+            st.text(max_size=8),
+        ),
         st.text(max_size=12),
     ).filter(lambda word: "\0" not in word and "help" not in word)
 )
@@ -147,7 +151,11 @@ def test_any_word_on_the_command_line_is_taken_or_named(word):
     with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", [])
         try:
-            run.parse(["run.py", "--config=configs/phantom.py", word])
+            run.parse(
+                ["run.py", "--config=configs/phantom.py", word],
+                ROOT / "configs/of_workdir.py",
+                run.MODES,
+            )
         except InputError as error:
             assert "\n" not in str(error)
 

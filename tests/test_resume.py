@@ -1,6 +1,7 @@
 """The result of a run does not depend on how often it was interrupted, nor on where."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -36,12 +37,13 @@ def assert_same_run(one, other):
 
 
 @contextlib.contextmanager
-def signal_as_it_begins(number, owner, name):
-    """This process gets a signal as soon as a function is called."""
-    function = getattr(owner, name)
+def signal_as_it_begins(number, owner, name, calls_before=0):
+    """This process gets a signal as soon as a function is called, or once it has been."""
+    function, calls = getattr(owner, name), itertools.count()
 
     def with_signal(*arguments, **options):
-        os.kill(os.getpid(), number)
+        if next(calls) >= calls_before:
+            os.kill(os.getpid(), number)
         return function(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -52,8 +54,9 @@ def signal_as_it_begins(number, owner, name):
 def test_an_interrupted_run_ends_as_one_that_was_not(trained, tiny, tmp_path, monkeypatch):
     run = [*tiny, f"--workdir={tmp_path}"]
 
-    # While step 1 runs, which is neither logged for that reason nor saved otherwise.
-    with signal_as_it_begins(signal.SIGTERM, parallel, "shard_batch"):
+    # While step 1 runs, which is neither logged for that reason nor saved otherwise. A batch is
+    # also made to compile the step for.
+    with signal_as_it_begins(signal.SIGTERM, parallel, "shard_batch", calls_before=1):
         done = command(*run)
     assert done.code == 0 and "goes on from step 1, which is saved" in done.stderr
     assert [line["step"] for line in lines_of(tmp_path)] == [1]
