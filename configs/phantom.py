@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.num_scales = 2
     config.model.dtype = "float32"  # bfloat16 does not help a CPU
     config.train.steps = 1_400
-    config.train.learning_rate = 2e-3
+    config.train.learning_rate = 1e-3
     config.train.warmup_steps = 140
     config.train.ema_decay = 0.995
     config.train.checkpoint_every = 700
