@@ -65,7 +65,7 @@ def read_annotations(path: str | Path) -> Annotations:
         InputError: with every problem of the file, each with the entry.
     """
     notes = []
-    listed, names, class_ids, rows = _read(Path(path).expanduser(), notes)
+    listed, names, class_ids, rows = _read(Path(os.path.expanduser(path)), notes)
     return Annotations(
         names,
         class_ids,
@@ -102,9 +102,9 @@ def read_instances(
         InputError: with every problem: the message is one line for one, and for more a count and
             the first ten.
     """
-    path, folder = Path(path).expanduser(), Path(folder).expanduser()
+    path, folder = Path(os.path.expanduser(path)), Path(os.path.expanduser(folder))
     for place in (folder, test_folder):
-        if place is not None and not os.path.isdir(Path(place).expanduser()):
+        if place is not None and not os.path.isdir(os.path.expanduser(place)):
             raise InputError(f"{place}: no such folder")
     problems, notes = [], []
     listed, names, class_ids, rows = _read(path, notes)
@@ -133,7 +133,7 @@ def read_instances(
 
     test = []
     if test_folder is not None:
-        test_folder = Path(test_folder).expanduser()
+        test_folder = Path(os.path.expanduser(test_folder))
         files = find_pictures(test_folder, problems)
         shapes = read_shapes(files.values(), test_folder, problems, notes)
         test = [
@@ -187,7 +187,7 @@ def read_detections(path: str | Path, annotations: Annotations) -> tuple[list[st
     Raises:
         InputError: with every problem of the file, each with the entry.
     """
-    path, problems = Path(path).expanduser(), []
+    path, problems = Path(os.path.expanduser(path)), []
     data = load(path, problems)
     if not problems and not isinstance(data, list):
         problems.append(f"{path}: not a list of detections")
@@ -227,7 +227,7 @@ def read_detections(path: str | Path, annotations: Annotations) -> tuple[list[st
 
 
 def _only_images(path: str | Path) -> dict[str, _Image]:
-    path, problems = Path(path).expanduser(), []
+    path, problems = Path(os.path.expanduser(path)), []
     data = load(path, problems)
     raise_all(problems, path)
     listed = _read_images(data, path, problems)

@@ -72,8 +72,8 @@ def read_folder(
         InputError: with every problem of the folder: the message is one line for one problem, and
             for more a count and the first ten.
     """
-    folder = Path(folder).expanduser()
-    train_csv = Path(train_csv or folder / "train.csv").expanduser()
+    folder = Path(os.path.expanduser(folder))
+    train_csv = Path(os.path.expanduser(train_csv or folder / "train.csv"))
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder")
     if not os.path.exists(train_csv):

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ def read_table(path: str | Path, problems: list[str], *needed: tuple[str, ...]) 
     Rows of nothing but separators, which spreadsheets leave, are passed over. The csv module reads
     it: pandas would silently fill up a row that is too short.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             text = file.read()

@@ -197,7 +197,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 def full_path(path: str | Path) -> str:
     """A path that means the same from everywhere."""
-    return str(Path(path).expanduser().resolve())
+    return str(Path(os.path.expanduser(path)).resolve())
 
 
 def drawn_phantom(folder: Path) -> Path:
@@ -264,7 +264,7 @@ def build(
         )
     if coco is None and manual_dir is None and config != "phantom":
         raise InputError(f"--manual_dir: needed with --config={config}, the Kaggle folder")
-    data_dir = Path(data_dir).expanduser()
+    data_dir = Path(os.path.expanduser(data_dir))
     target = data_dir / Builder.name / config / str(Builder.VERSION)
     source = {
         "manual_dir": manual_dir,
@@ -287,7 +287,9 @@ def build(
         # Built beside its final place, so that nothing half written is ever found there.
         with scratch.beside(target) as beside:
             if config == "phantom":
-                manual_dir = drawn_phantom(Path(manual_dir or data_dir / "phantom").expanduser())
+                manual_dir = drawn_phantom(
+                    Path(os.path.expanduser(manual_dir or data_dir / "phantom"))
+                )
                 source["manual_dir"] = full_path(manual_dir)
             if coco is None and train_csv is None and vindr.is_release(manual_dir):
                 if not own:

@@ -59,7 +59,7 @@ _GLOBAL = {name.lower() for name in GLOBAL_LABELS}
 
 def is_release(folder: str | Path) -> bool:
     """Whether a folder is laid out as the release is."""
-    return _tables(Path(folder).expanduser(), "train")[0].exists()
+    return _tables(Path(os.path.expanduser(folder)), "train")[0].exists()
 
 
 def is_table(path: str | Path) -> bool:
@@ -78,7 +78,7 @@ def read_annotations(path: str | Path) -> Annotations:
     Raises:
         InputError: with every problem of the files, each with its line.
     """
-    path, problems, notes = Path(path).expanduser(), [], []
+    path, problems, notes = Path(os.path.expanduser(path)), [], []
     labels = path.with_name(path.name.replace("annotations", "image_labels"))
     rows = _read_rows(path, labels, problems, notes)
     raise_all(problems, path)
@@ -99,7 +99,7 @@ def read_folder(
         InputError: with every problem of the folder: the message is one line for one problem, and
             for more a count and the first ten.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     problems, notes = [], []
     train = _read_records(folder, "train", train_meta, problems, notes)
     test = []

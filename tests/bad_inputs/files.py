@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pydicom import dcmwrite, uid
 
 from jaxdet import images, replay
 from jaxdet.models import weights
+from tests import dicoms
 from tests.test_pth import NUMBERS, Call, pickled, tensor
 from tests.test_pth import write as write_pth
 
@@ -83,6 +85,19 @@ def pth(make: Callable[[Path], object]) -> Callable[[Path], object]:
     return weights_of(write, "x.pth")
 
 
+def dicom(
+    syntax: str = uid.ExplicitVRLittleEndian, end: int | None = None, **tags: object
+) -> Callable[[Path], object]:
+    def write(path):
+        data = dicoms.dataset(np.zeros((64, 64), np.uint16), **tags)
+        data.file_meta.TransferSyntaxUID = syntax
+        content = io.BytesIO()
+        dcmwrite(content, data, implicit_vr=False, little_endian=True, enforce_file_format=True)
+        path.write_bytes(content.getvalue()[:end])
+
+    return picture(write, "x.dcm")
+
+
 def two_frames(path: Path) -> None:
     image = Image.fromarray(GRAY)
     image.save(path, save_all=True, append_images=[image])
@@ -140,6 +155,14 @@ CASES = {
         "a pipe": picture(os.mkfifo),
         "a file of 1 TB": picture(terabyte),
         "no such file": picture(lambda path: None),
+    },
+    "DICOM": {
+        "a CT": dicom(Modality="CT"),
+        "several frames": dicom(NumberOfFrames=3),
+        "colour": dicom(SamplesPerPixel=3, PhotometricInterpretation="RGB"),
+        "a header that says 60,000 x 60,000": dicom(Rows=60_000, Columns=60_000),
+        "a coding that nobody knows": dicom(syntax="1.2.3.4"),
+        "a file that is cut": dicom(end=-100),
     },
     "Weights": {
         "a .pth that calls a function": pth(

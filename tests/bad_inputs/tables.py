@@ -126,6 +126,7 @@ NAN_SCORE = '[{"image_id": 7, "category_id": 9, "bbox": [1, 2, 3, 4], "score": N
 CASES = {
     "Kaggle's folder and tables": {
         "an empty train.csv": train_csv(""),
+        "the home of nobody": lambda _: kaggle.read_folder("~nobody-has-this-name/kaggle"),
         "only a header": train_csv(HEADER),
         "bytes that are no text": train_csv(b"\xff\xfe\x00\x01" * 9),
         "UTF-16": train_csv("\n".join([HEADER, *ROWS]).encode("utf-16")),
