@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config = retina.get_config()
     config.data.name = "tfds_vinbig/phantom"
     config.data.image_size = 128
+    config.data.normal_share = 0.1  # half of the phantom's images are normal, and soon known
     config.augment.flip = 0.0  # a mirrored chest is a second anatomy to learn
     config.model.backbone.depth = 18
     config.model.backbone.width = 32
@@ -22,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.num_scales = 2
     config.model.dtype = "float32"  # bfloat16 does not help a CPU
     config.train.steps = 1_400
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 1.4e-3
     config.train.warmup_steps = 140
     config.train.ema_decay = 0.995
     config.train.checkpoint_every = 700
