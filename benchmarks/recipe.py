@@ -47,6 +47,7 @@ BASE = {
     "loss.matching": "iou",
     "loss.box": "l1",
     "loss.box_weight": 1.0,
+    "train.learning_rate": 2e-3,
 }
 COCO = {
     "model.levels": (3, 4, 5, 6, 7),
