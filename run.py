@@ -336,7 +336,7 @@ def ensemble() -> None:
 
 def main() -> None:
     """What --mode asks for."""
-    if FLAGS.mode != "score":
+    if "distributed" in MODES[FLAGS.mode]:
         from jaxdet import compilation, parallel
 
         parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
