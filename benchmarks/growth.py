@@ -21,6 +21,9 @@ from benchmarks import peers
 from benchmarks.train_step import Ours
 
 FLAGS = flags.FLAGS
+flags.DEFINE_integer(
+    "rounds", 5, "Rounds, in each of which the base and the other have their turn."
+)
 BASE = {"pixels": 256, "images": 4, "boxes": 16, "anchors": 6}
 CHANGES = {
     "pixels": (128, 512, 1024),
@@ -49,8 +52,7 @@ def main(_):
     for name, values in CHANGES.items():
         for value in values:
             other = make(**{**BASE, name: value})
-            rounds = 3 if name == "pixels" and value == 1024 else 7
-            seconds = peers.in_turns({"base": base, "other": other}, rounds)
+            seconds = peers.in_turns({"base": base, "other": other}, FLAGS.rounds)
             ratio = seconds["other"] / seconds["base"]
             factor = value / BASE[name]
             predicted = {"pixels": factor**2, "images": factor}.get(name, 1)
