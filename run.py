@@ -99,6 +99,7 @@ def score() -> None:
         result["against"] = compare(
             case, other, str(against), bootstrap_samples=FLAGS.bootstrap or 1000
         )
+    print(json.dumps(result, indent=2))
     if report := path("report"):
         from jaxdet.report.evaluation import evaluation_page
         from jaxdet.workdir import write_atomically
@@ -109,7 +110,6 @@ def score() -> None:
             bootstrap_samples=FLAGS.bootstrap,
         )  # fmt: skip
         write_atomically(report, page)
-    print(json.dumps(result, indent=2))
 
 
 def checked_config() -> ConfigDict:
@@ -138,7 +138,8 @@ def open_data(config: ConfigDict):
 
     data_dir = Path(os.path.expanduser(config.data.dir))
     folder = data_dir / config.data.name
-    if config.data.name == "tfds_vinbig/phantom" and not folder.exists():
+    draws = FLAGS.mode in ("train", "crossval", "inspect")
+    if draws and config.data.name == "tfds_vinbig/phantom" and not folder.exists():
         from tfds_vinbig.tfds_vinbig_dataset_builder import build, drawn_phantom
 
         print(f"drawing the phantom for {folder}")
@@ -208,14 +209,15 @@ def predict() -> None:
     _, run = workdir.read_config(folder)
     size, batch_size = config.data.image_size, config.evaluation.batch_size
     parallel.check_batch_size("evaluation.batch_size", batch_size)
+    loaded = inference.load(config, folder, FLAGS.checkpoint, len(run.class_names))
     meta, image_ids = path("meta"), None
-    if FLAGS.images:
+    if path("images"):
         files = find_files(FLAGS.images)
         sizes = meta and (coco if meta.suffix == ".json" else kaggle).read_sizes(meta)
         if meta and meta.suffix == ".json":
             image_ids = coco.read_image_ids(meta)
         pictures = read_pictures(files, sizes, size)
-    elif meta or FLAGS["images"].present:
+    elif meta:
         raise InputError("--meta: goes with --images, which is not given")
     else:
         builder = open_data(config)
@@ -226,12 +228,15 @@ def predict() -> None:
             raise InputError(f"config.data: {config.data.name} has other classes than the run")
         pictures = split_pictures(test, size, batch_size)
     if len(pictures.ids):
-        loaded = inference.load(config, folder, FLAGS.checkpoint, len(run.class_names))
         write_predictions(loaded, pictures, run, path("output") or folder, image_ids)
     for problem in pictures.problems[:20]:
         print(f"run.py: {problem}", file=sys.stderr)
     if pictures.problems:
-        raise InputError(f"{len(pictures.problems)} of {len(files)} pictures could not be read")
+        more = len(pictures.problems) - 20
+        raise InputError(
+            f"{len(pictures.problems)} of {len(files)} pictures could not be read"
+            + (f"; {more} of them are not named" if more > 0 else "")
+        )
 
 
 def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> None:
@@ -309,7 +314,7 @@ def ensemble() -> None:
     if output.suffix not in (".csv", ".json"):
         raise InputError(f"--output: {output} ends neither in .csv (submission) nor .json (COCO)")
     own = "submission.csv" if output.suffix == ".csv" else "detections.json"
-    named = [Path(os.path.expanduser(word)) for word in FLAGS.submissions or ()]
+    named = [Path(os.path.expanduser(word)) for word in FLAGS.submissions or () if word]
     files = [place / own if place.is_dir() else place for place in named]
     if not files or any(file.suffix != output.suffix for file in files):
         raise InputError(f"--submissions: needs workdirs, or {output.suffix} files as --output is")
@@ -350,6 +355,9 @@ def run(argv: list[str]) -> int:
         with signals.caught():
             parse(argv, Path(__file__).with_name("configs") / "of_workdir.py", MODES)
             main()
+    except BrokenPipeError:  # whoever read has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (InputError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:  # not a place that is closed
             raise

@@ -91,9 +91,16 @@ def free_memory(root: Path = Path("/")) -> int:
     for line in groups.read_text().splitlines() if groups.exists() else ():
         _, kinds, path = line.split(":", 2)
         place, name = ("memory", "memory.limit_in_bytes") if kinds else ("", "memory.max")
-        limit = root / "sys/fs/cgroup" / place / path.lstrip("/") / name
-        if kinds in ("", "memory") and limit.exists() and limit.read_text().strip() != "max":
-            free = min(free, int(limit.read_text()) - mine)
+        if kinds not in ("", "memory"):
+            continue
+        top = root / "sys/fs/cgroup" / place
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):  # a job's limit holds for its steps
+            limit = folder / name
+            if limit.exists() and limit.read_text().strip() != "max":
+                free = min(free, int(limit.read_text()) - mine)
+            if folder == top:
+                break
     return max(free, 0)
 
 

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +29,12 @@ def keep_compiled() -> None:
     Compiling takes longer than a short run. What was not used for longest makes room.
     """
     if not jax.config.jax_compilation_cache_dir:
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "jaxdet"))
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        # Machines that share a home may have unlike processors.
+        cpus = Path("/proc/cpuinfo")
+        kind = re.search(r"flags.*", cpus.read_text() if cpus.exists() else "")
+        name = f"jaxdet-{zlib.crc32(kind[0].encode() if kind else b''):08x}"
+        jax.config.update("jax_compilation_cache_dir", str(Path(caches) / name))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
 
 
@@ -54,7 +60,7 @@ def compiler_options(deterministic: bool = False) -> dict[str, str | bool] | Non
     return CPU_OPTIONS if backend == "cpu" and _known(CPU_OPTIONS) else None
 
 
-def _known(options: dict[str, str | bool]) -> bool:
+def _known(options: dict[str, str | bool | int]) -> bool:
     try:
         jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:  # INVALID_ARGUMENT: No such compile option
@@ -69,5 +75,6 @@ def jit(function: Callable, deterministic: bool = False, **kwargs) -> Callable:
 
 def jit_to_run_once(function: Callable, **kwargs) -> Callable:
     """`jax.jit` for what compiles longer than it runs: on a CPU, the compiler tries less hard."""
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=options, **kwargs)
+    options = {"xla_backend_optimization_level": 0}
+    used = options if jax.default_backend() == "cpu" and _known(options) else None
+    return jax.jit(function, compiler_options=used, **kwargs)

@@ -150,8 +150,6 @@ def of_run(folder: Path, known: ConfigDict) -> ConfigDict:
         if name not in saved and name.startswith(FREE):
             continue  # of an earlier version, and no part of what the run is
         if name not in saved:
-            if name.startswith(FREE):  # newer than the run
-                continue
             raise InputError(f"{folder / 'config.json'}: lacks {name}: it is of another version")
         section, _, field = name.rpartition(".")
         with config.ignore_type():

@@ -30,6 +30,7 @@ def fuse_tables(
         The fused boxes by image, label and descending score; rows of score 0 or below are dropped.
     """
     weights = np.ones(len(tables)) if weights is None else np.asarray(weights, np.float64)
+    weights = weights / weights.max()  # changes nothing, but no sum overflows
     source = np.repeat(np.arange(len(tables)), [len(table.image) for table in tables])
     rows = BoxTable(*map(np.concatenate, zip(*tables, strict=True)))
     scores = rows.scores * weights[source]

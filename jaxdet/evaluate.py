@@ -96,6 +96,7 @@ class Evaluator:
             **self.summarize(samples),
             "checkpoint": step,
             "split": describe_eval_split(self.config.data),
+            "inference": self.config.inference.to_dict(),
         }
         print(f"checkpoint {step} in {folder}, {result['split']}")
         print(scores.format_table(result, self.truth))
@@ -114,7 +115,7 @@ class Evaluator:
                 other=against.table if against else None,
                 history=workdir.read_metrics(folder),
                 about=self.about(folder),
-                config=workdir.read_config(folder)[0],
+                config=self.config.to_dict(),
                 bootstrap_samples=samples,
             )
             workdir.write_atomically(folder / "report.html", page)

@@ -27,7 +27,9 @@ CLASSES = {classes!r}
 
 detector = jax.export.deserialize(Path(__file__).with_name("detector.bin").read_bytes())
 size = detector.in_avals[0].shape[1]  # pixels along a side
-picture = Image.open(sys.argv[1]).convert("L")  # 8 bits of gray, air is black
+picture = Image.open(sys.argv[1])
+assert picture.mode in ("L", "RGB"), "save it with 8 bits of gray, air black"
+picture = picture.convert("L")
 image = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
 found = jax.tree.map(np.asarray, detector.call(image[None]))  # a batch of any number of images
 boxes = found["boxes"][0] * np.tile(picture.size, 2) / size  # x1 y1 x2 y2, back in its pixels

@@ -6,6 +6,7 @@ from pathlib import Path
 import flax
 import jax
 
+from jaxdet import InputError
 from jaxdet.inference import Loaded
 from jaxdet.splits import describe_eval_split
 from jaxdet.workdir import Run
@@ -22,10 +23,12 @@ def model_card(
         folder: of the run, whose `evaluation.json` has the scores.
         counts: images trained on and evaluated on, where that is known.
         version: of jax.export's calling convention.
+
+    Raises:
+        InputError: if `evaluation.json` is not what this version writes.
     """
     config = loaded.detector.config
-    path = folder / "evaluation.json"
-    scores = json.loads(path.read_text()) if path.exists() else None
+    scores = _read_scores(folder / "evaluation.json")
     backbone, train, size = config.model.backbone, config.train, config.data.image_size
     number = sum(x.size for x in jax.tree.leaves(loaded.weights["params"]))
     images = f"{counts[0]} to train on, {counts[1]} to evaluate on" if counts else "not counted"
@@ -83,6 +86,20 @@ def model_card(
     )
 
 
+def _read_scores(path: Path) -> dict | None:
+    """What an evaluation has written; None where there was none."""
+    try:
+        scores = json.loads(path.read_text())
+        scores["checkpoint"], scores["AP"], scores["split"], scores["inference"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not an evaluation of this version: --mode=evaluate writes it anew"
+        ) from error
+    return scores
+
+
 def _section(title: str, facts: dict[str, str]) -> list[str]:
     return ["", f"## {title}", "", *(f"- {name}: {fact}" for name, fact in facts.items()), ""]
 
@@ -101,6 +118,10 @@ def _scores(loaded: Loaded, run: Run, scores: dict | None) -> list[str]:
     lines = ["", "## Score", ""]
     if scores["checkpoint"] != loaded.step:
         lines += [f"**Of step {scores['checkpoint']}, not of the one exported.**", ""]
+    own = json.loads(json.dumps(loaded.detector.config.inference.to_dict()))
+    own["tta"] |= {"flip": False, "scales": []}  # one look is what is exported
+    if scores["inference"] != own:
+        lines += ["**Scored with other fields of `config.inference` than the file's.**", ""]
     lines += [
         f"Average precision (PASCAL VOC 2010) at IoU above 0.4 on {scores['num_images']} images "
         f"({scores['split']}), against the readers' boxes by `{scores['ground_truth']}`; intervals "

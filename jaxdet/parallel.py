@@ -48,7 +48,8 @@ def join_processes(
     given = (coordinator, num_processes, process_id)
     tpu = importlib.util.find_spec("libtpu") is not None
     # One process alone needs nobody, and JAX would show it only one device of its machine.
-    alone = "1" in (os.environ.get("SLURM_NTASKS"), os.environ.get("OMPI_COMM_WORLD_SIZE"))
+    size = os.environ.get("OMPI_COMM_WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
+    alone = size == "1"
     announced = not alone and (tpu or any(name in os.environ for name in ANNOUNCED))
     if given == (None, None, None) and not announced:
         if required:
@@ -168,6 +169,12 @@ class Watchdog:
     def __init__(self, seconds: float = 45):
         self.seconds, self.longest = seconds, 0.0
         self.beats, self.last, self.timer = 0, 0.0, None
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.rest()
 
     def beat(self) -> None:
         """A step has ended. Three in a row say how long one takes: the next has 10 times that."""

@@ -154,7 +154,7 @@ def train(
             smoothing=0,  # steps are handed out ahead of their end, so only the average says when
             disable=None if jax.process_index() == 0 else True,
         )
-        with signals.held(), progress, stage("training"):
+        with signals.held(), progress, stage("training"), watchdog:
             if evaluates(config, first) and first not in scores_by_step:
                 evaluate(first)  # stopped between a checkpoint and its evaluation
             since, since_step = time.perf_counter(), first
@@ -175,6 +175,7 @@ def train(
                     )
                     since, since_step = time.perf_counter(), step
                     if values["skipped_in_a_row"] >= config.train.max_skipped_steps:
+                        watchdog.rest()
                         checkpoint.save(manager, step, **state.to_items())
                         raise replay.failure(config, train_set, targets, folder, step, values)
 

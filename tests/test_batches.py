@@ -105,7 +105,8 @@ def test_free_memory_is_what_the_cgroup_leaves(tmp_path):
         assert free_memory(tmp_path) > 1e6
         (limits / place / name).write_text(f"{mine + 1_000_000_000}\n")
         assert 0 < free_memory(tmp_path) < 1.1e9
-        (limits / place / name).write_text("1\n")
+        (limits / place / name).write_text("max\n")
+        (limits / place).parent.joinpath(name).write_text("1\n")  # of all that is below
         assert free_memory(tmp_path) == 0
 
 

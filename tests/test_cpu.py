@@ -1,4 +1,4 @@
-"""What `models.cpu` computes is what flax computes, value and gradient."""
+"""What `jaxdet.cpu` computes is what flax computes, value and gradient."""
 
 import jax
 import jax.numpy as jnp

@@ -87,6 +87,7 @@ def test_a_command_has_flags_and_fields_that_there_are(page, words):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_files_and_fields_are_there(page):
+    assert not re.search(r"\b[A-Z]+_WORDS|TODO|FIXME|MINUTES|THREE_SEEDS", page.read_text())
     text = page.read_text()
     plain = re.sub(r"^```.*?^```|`[^`]+`", "", text, flags=re.M | re.S)
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", plain):

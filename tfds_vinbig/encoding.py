@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def encode_all(paths: Sequence[Path], size: int) -> Iterator[bytes]:
         try:
             for start in range(0, len(paths), PORTION):
                 yield from pool.map(partial(encode, size=size), paths[start : start + PORTION])
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{paths[start]} or one of the {PORTION - 1} after it: the process that decoded it "
+                "was killed: is there enough memory?"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
