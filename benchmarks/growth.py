@@ -20,10 +20,7 @@ from absl import app, flags
 from benchmarks import peers
 from benchmarks.train_step import Ours
 
-FLAGS = flags.FLAGS
-flags.DEFINE_integer(
-    "rounds", 5, "Rounds, in each of which the base and the other have their turn."
-)
+FLAGS = flags.FLAGS  # --rounds is train_step's
 BASE = {"pixels": 256, "images": 4, "boxes": 16, "anchors": 6}
 CHANGES = {
     "pixels": (128, 512, 1024),
