@@ -229,14 +229,10 @@ def predict() -> None:
         pictures = split_pictures(test, size, batch_size)
     if len(pictures.ids):
         write_predictions(loaded, pictures, run, path("output") or folder, image_ids)
-    for problem in pictures.problems[:20]:
+    for problem in pictures.problems:
         print(f"run.py: {problem}", file=sys.stderr)
     if pictures.problems:
-        more = len(pictures.problems) - 20
-        raise InputError(
-            f"{len(pictures.problems)} of {len(files)} pictures could not be read"
-            + (f"; {more} of them are not named" if more > 0 else "")
-        )
+        raise InputError(f"{len(pictures.problems)} of {len(files)} pictures could not be read")
 
 
 def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> None:

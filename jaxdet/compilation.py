@@ -18,8 +18,6 @@ CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 # No sums in the order in which a GPU's threads happen to end, and no kernel chosen by how fast it
 # was today. See docs/reliability.md.
 GPU_DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
-
-
 CACHE_BYTES = 1 << 30  # of compiled programs that are kept; those of one run take a few MB
 
 

@@ -1,9 +1,11 @@
 """DICOM files for tests, written by pydicom."""
 
+import builtins
 import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from pydicom import dcmwrite, uid
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -60,6 +62,18 @@ def save(path: Path, levels: np.ndarray, syntax: str = uid.ExplicitVRLittleEndia
     path.parent.mkdir(parents=True, exist_ok=True)
     dcmwrite(path, dataset(levels, syntax, **tags), enforce_file_format=True)
     return path
+
+
+def without_pydicom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the extra "dicom" is not installed."""
+    real = builtins.__import__
+
+    def no_pydicom(name, *arguments, **keywords):
+        if name.startswith("pydicom"):
+            raise ImportError(name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", no_pydicom)
 
 
 def jpeg(levels: np.ndarray) -> bytes:

@@ -1,6 +1,5 @@
 """DICOM films: the same picture by whatever way it is stored, and one line for what is none."""
 
-import builtins
 import sys
 from pathlib import Path
 
@@ -260,14 +259,7 @@ def test_whatever_the_bytes_it_is_a_picture_or_one_line(whole_files, data):
 
 def test_without_the_extra_one_line_says_how_to_install_it(tmp_path, monkeypatch):
     path = dicoms.save(tmp_path / "film.dcm", TWELVE)
-    real = builtins.__import__
-
-    def no_pydicom(name, *arguments, **keywords):
-        if name.startswith("pydicom"):
-            raise ImportError(name)
-        return real(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", no_pydicom)
+    dicoms.without_pydicom(monkeypatch)
     for function in (images.read, images.check):
         with pytest.raises(dicom.NotInstalled, match=r"film.dcm: .*pip install -e '.\[dicom\]'"):
             function(path)

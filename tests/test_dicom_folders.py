@@ -1,6 +1,5 @@
 """Datasets built of DICOM films: the same records as of PNGs of the same pixels."""
 
-import builtins
 import json
 import os
 import subprocess
@@ -157,14 +156,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_without_the_extra_one_line_says_how_to_install_it(films, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def no_pydicom(name, *arguments, **keywords):
-        if name.startswith("pydicom"):
-            raise ImportError(name)
-        return real(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", no_pydicom)
+    dicoms.without_pydicom(monkeypatch)
     with pytest.raises(InputError) as caught:
         builder.build("256", tmp_path / "data", films)
     said = str(caught.value)

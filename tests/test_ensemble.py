@@ -55,6 +55,16 @@ def test_weighted_boxes_fusion_is_that_of_the_package(weights, iou):
         np.testing.assert_allclose(fused.boxes[mine], boxes, atol=1e-2)
 
 
+def test_only_the_ratio_of_weights_counts():
+    tables = [draw(seed) for seed in range(2)]
+    for one, other in zip(
+        ensemble.fuse_tables(tables, [1e308, 5e307]),
+        ensemble.fuse_tables(tables, [2, 1]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other)
+
+
 def test_what_is_the_same_in_all_has_the_mean_score_by_weight():
     """So "No finding", whose box is always the same, needs no rule of its own."""
     one = BoxTable(np.zeros(1, int), np.full(1, 14), np.array([[0.0, 0, 1, 1]]), np.array([0.9]))

@@ -100,6 +100,15 @@ def test_a_card_of_another_step_or_without_scores_says_so(trained, tmp_path):
     assert done.code == 0, done.stderr
     card = (folder / "export/MODEL_CARD.md").read_text()
     assert "**Of step 3, not of the one exported.**" in card and ", step 2\n" in card
+    assert "**Scored with other fields" not in card
+    scores = json.loads((folder / "evaluation.json").read_text())
+    scores["inference"]["tta"]["flip"] = True
+    (folder / "evaluation.json").write_text(json.dumps(scores))
+    assert command(f"--workdir={folder}", "--mode=export").code == 0
+    assert "**Scored with other fields" in (folder / "export/MODEL_CARD.md").read_text()
+    (folder / "evaluation.json").write_text("{}")
+    done = command(f"--workdir={folder}", "--mode=export")
+    assert done.code == 2 and "not an evaluation of this version" in done.stderr
     (folder / "evaluation.json").unlink()
     done = command(
         f"--workdir={folder}", "--mode=export", f"--config.data.dir={tmp_path}/elsewhere"

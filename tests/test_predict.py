@@ -1,6 +1,5 @@
 """Pictures of anyone's: which files are meant, and what comes of them."""
 
-import builtins
 import json
 
 import numpy as np
@@ -73,14 +72,7 @@ def test_dicoms_of_a_folder_by_whatever_name(folder):
 def test_without_the_extra_the_first_dicom_ends_it(folder, monkeypatch):
     for name in ("c.dcm", "d.dcm"):
         dicoms.save(folder / name, np.zeros((20, 40), np.uint8))
-    real = builtins.__import__
-
-    def no_pydicom(name, *arguments, **keywords):
-        if name.startswith("pydicom"):
-            raise ImportError(name)
-        return real(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", no_pydicom)
+    dicoms.without_pydicom(monkeypatch)
     with pytest.raises(dicom.NotInstalled, match=r"c.dcm: .*pip install -e '.\[dicom\]'"):
         predict.read_pictures(predict.find_files(str(folder)), None, 32)
 
