@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.torchvision_cpu import torchvision
 from configs import phantom, retina
-from jaxdet import anchors
+from jaxdet import anchors, winograd
 from jaxdet.compilation import jit
+from jaxdet.cpu import keep_freed_memory
+
+keep_freed_memory()  # as run.py does, for torch too: the process is one
 
 NUM_CLASSES = 14
 MAX_BOXES = 16  # of an image, with padding
@@ -61,6 +65,12 @@ def random_batch(
         "scores": np.ones((n, most), np.float32),
         "mask": np.arange(most) < counts[:, None],
     }
+
+
+def gflop(lower: Callable[[], jax.stages.Lowered]) -> float:
+    """What XLA counts in what `lower` traces anew, were all convolutions made in the plain way."""
+    with mock.patch.object(winograd, "pays", lambda *_: False):
+        return lower().cost_analysis()["flops"] / 1e9
 
 
 class P6(torchvision.ops.feature_pyramid_network.ExtraFPNBlock):

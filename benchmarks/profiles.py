@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 
 PARTS = (
-    "convolutions and matrix products", "layout", "activations and normalisation",
-    "sums over locations", "matching and losses", "optimiser", "augmentation",
+    "convolutions and matrix products", "Winograd's transforms", "layout",
+    "activations and normalisation", "sums over locations", "matching and losses", "optimiser",
+    "augmentation",
 )  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def of_step(run: Callable[[], None], hlo: str, steps: int) -> dict[str, float]:
     part_of = parts_of_operations(hlo)
     seconds = dict.fromkeys(PARTS, 0.0)
     for name, value in times.items():
-        seconds[part_of.get(name, PARTS[2])] += value / steps
+        seconds[part_of.get(name, "activations and normalisation")] += value / steps
     if jax.default_backend() == "cpu":
         seconds[PARTS[0]] += max(0.0, elapsed / steps - sum(seconds.values()))
     return seconds
@@ -81,11 +82,13 @@ def _part(name: str, line: str, bodies: dict[str, str]) -> str:
     body = line + (bodies.get(called[1], "") if called else "")
     where = re.search(r'op_name="([^"]*)"', line)
     where = where[1] if where else ""
-    convolutions, layout, activations, sums, losses, optimiser, augmentation = PARTS
+    convolutions, transforms, layout, activations, sums, losses, optimiser, augmentation = PARTS
     if re.search(r"\sdot\(", body) and re.match(r"f32\[(1,)?\d+\]", line):
         return sums  # of each channel, as a product with ones
     if re.search(r"\s(convolution|dot)\(|custom_call_target=\"[^\"]*(conv|gemm|dot)", body):
         return convolutions
+    if "winograd" in where:
+        return transforms
     if name.startswith(("transpose", "copy")):
         return layout
     if re.search(r"\sreduce\(", body) and "vmap" not in where:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = sorted((ROOT / "jaxdet").rglob("*.py"))
 ARRAYS = [ROOT / f"jaxdet/{n}.py" for n in ["boxes", "anchors", "matching", "losses", "nms",
-          "fusion", "metrics", "curves", "errors", "cpu"]]  # fmt: skip
+          "fusion", "metrics", "curves", "errors", "cpu", "winograd"]]  # fmt: skip
 MODELS = sorted((ROOT / "jaxdet/models").glob("*.py"))
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdet import cpu
+from jaxdet import cpu, winograd
 
 EPSILON = 1e-5  # of every normalisation that learns: torch's
 
@@ -38,6 +38,10 @@ class Conv(nnx.Conv):
         x, kernel = x.astype(self.dtype), jnp.asarray(self.kernel[...], self.dtype)
         if self.kernel_size == (1, 1):
             x = cpu.conv_1x1(x, kernel, self.strides)
+        elif (*self.kernel_size, self.strides, self.padding) == (3, 3, 1, 1) and winograd.pays(
+            x, kernel
+        ):
+            x = winograd.conv_3x3(x, kernel)
         else:
             x = jax.lax.conv_general_dilated(
                 x,
