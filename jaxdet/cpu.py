@@ -4,8 +4,6 @@ Each gives what the plain operation gives, value and gradient. Layers use them w
 GPU's compiler needs no such help. `docs/benchmarks.md` says what each is worth.
 """
 
-import contextlib
-import ctypes
 import functools
 
 import jax
@@ -16,21 +14,6 @@ from jaxtyping import Array, Float
 def on_cpu() -> bool:
     """Whether what is traced now is for a CPU."""
     return jax.default_backend() == "cpu"
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees, since fetching it anew from the system takes time.
-
-    A step on a CPU frees hundreds of megabytes, and the next asks for as many: every page of them
-    would be cleared again. Only a process whose threads have not begun can be told: call it before
-    JAX starts. Elsewhere than on Linux, nothing happens.
-    """
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # names of malloc.h's M_*
-    with contextlib.suppress(OSError, AttributeError):  # another system's C library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_max, 0)  # no block of its own for what is large
-        mallopt(arena_max, 1)  # which only the first arena can hold
-        mallopt(trim_threshold, -1)  # nothing goes back
 
 
 def sum_of_channels(x: Float[Array, "*n c"]) -> Float[Array, "c"]:
