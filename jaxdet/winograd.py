@@ -47,7 +47,10 @@ def pays(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> bool:
     Not where devices share a batch: they would tell each other 36 parts of a kernel's gradient,
     not nine.
     """
-    enough = min(x.shape[3], kernel.shape[3]) >= 96 and x.size // x.shape[3] >= 4096
+    b, h, w, c = x.shape
+    if not isinstance(b, int):  # exported for any batch
+        return False
+    enough = min(c, kernel.shape[3]) >= 96 and b * h * w >= 4096
     return enough and x.dtype != jnp.bfloat16 and jax.device_count() == 1
 
 

@@ -82,3 +82,13 @@ def test_where_it_does_not_pay(monkeypatch, shape, channels, dtype):
     answers = []
     jax.eval_shape(lambda *arrays: answers.append(winograd.pays(*arrays)), x, kernel)
     assert answers == [False]
+
+
+def test_a_layer_is_exported_for_any_batch(monkeypatch):
+    """Of which none can say whether it is large."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    layer = layers.conv(96, 96, 3, dtype="float32", rngs=nnx.Rngs(0))
+    (batch,) = jax.export.symbolic_shape("batch")
+    x = jax.ShapeDtypeStruct((batch, 32, 32, 96), "float32")
+    exported = jax.export.export(jax.jit(lambda x: layer(x)))(x)
+    assert str(exported.out_avals[0].shape[0]) == "batch"
