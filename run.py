@@ -338,8 +338,9 @@ def ensemble() -> None:
 def main() -> None:
     """What --mode asks for."""
     if "distributed" in MODES[FLAGS.mode]:
-        from jaxdet import compilation, parallel
+        from jaxdet import compilation, cpu, parallel
 
+        cpu.keep_freed_memory()
         parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
         compilation.keep_compiled()
     globals()[FLAGS.mode]()  # each mode is the function of its name

@@ -23,6 +23,9 @@ from benchmarks.torchvision_cpu import torchvision
 from configs import phantom, retina
 from jaxdet import anchors, winograd
 from jaxdet.compilation import jit
+from jaxdet.cpu import keep_freed_memory
+
+keep_freed_memory()  # as run.py does, for torch too: the process is one
 
 NUM_CLASSES = 14
 MAX_BOXES = 16  # of an image, with padding

@@ -4,6 +4,8 @@ Each gives what the plain operation gives, value and gradient. Layers use them w
 GPU's compiler needs no such help. `docs/benchmarks.md` says what each is worth.
 """
 
+import contextlib
+import ctypes
 import functools
 
 import jax
@@ -14,6 +16,21 @@ from jaxtyping import Array, Float
 def on_cpu() -> bool:
     """Whether what is traced now is for a CPU."""
     return jax.default_backend() == "cpu"
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step on a CPU frees: the next asks for as much, every page cleared anew.
+
+    Call it before JAX starts. Elsewhere than on Linux with glibc, memory is freed as before.
+    """
+    # On the thread that asks: glibc keeps large blocks for a program's first thread alone. Nothing
+    # waits for it, since batches are made ahead on others.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # another system's C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(mmap_max, 0)  # no mapping of its own for a large block
+        mallopt(trim_threshold, -1)  # nothing goes back to the system
 
 
 def sum_of_channels(x: Float[Array, "*n c"]) -> Float[Array, "c"]:
