@@ -70,7 +70,7 @@ def _forward(x, kernel):
     _, h, w, c = x.shape
     both = np.kron(OF_KERNEL, OF_KERNEL).astype(kernel.dtype)
     kernels = (both @ kernel.reshape(9, -1)).reshape(IN, IN, c, -1)
-    places = _each(operator.matmul, _to_places(OF_TILE, x, border=1), kernels)
+    places = _each(operator.matmul, _to_places(OF_TILE, x), kernels)
     return _to_image(OF_OUTPUT, places)[:, :h, :w], (x, kernel)
 
 
@@ -78,8 +78,8 @@ def _forward(x, kernel):
 def _backward(kept, g):
     x, kernel = kept
     of_x = conv_3x3(g, kernel[::-1, ::-1].swapaxes(2, 3))
-    of_output = _to_places(OF_OUTPUT.T, g, border=0)
-    products = _each(_sum_over_tiles, _to_places(OF_TILE, x, border=1), of_output)
+    of_output = _to_places(OF_OUTPUT.T, g)
+    products = _each(_sum_over_tiles, _to_places(OF_TILE, x), of_output)
     both = np.kron(OF_KERNEL, OF_KERNEL).astype(kernel.dtype)
     return of_x, (both.T @ jnp.array(products).reshape(IN * IN, -1)).reshape(kernel.shape)
 
@@ -87,17 +87,19 @@ def _backward(kept, g):
 conv_3x3.defvjp(_forward, _backward)
 
 
-def _to_places(matrix: np.ndarray, image: Float[Array, "b h w c"], border: int) -> Places:
-    """The image's tiles, each multiplied by the matrix and its transpose."""
+def _to_places(matrix: np.ndarray, image: Float[Array, "b h w c"]) -> Places:
+    """The image's tiles, or their inner 4x4, each multiplied by the matrix and its transpose."""
+    size = matrix.shape[1]
+    border = (IN - size) // 2
 
     def cut(x, axis):
         # One axis at a time: XLA keeps what it pads, and so makes the rows only once.
         widths = [(0, 0)] * x.ndim
-        widths[axis] = border, border + -x.shape[axis] % OUT
+        widths[axis] = 1, 1 + -x.shape[axis] % OUT
         x = jnp.pad(x, widths)
-        size = matrix.shape[1]
-        end = x.shape[axis] - size + 1
-        return [jax.lax.slice_in_dim(x, i, i + end, OUT, axis) for i in range(size)]
+        end = x.shape[axis] - IN + 1
+        starts = range(border, border + size)
+        return [jax.lax.slice_in_dim(x, i, i + end, OUT, axis) for i in starts]
 
     return [_times(matrix, cut(row, 2)) for row in _times(matrix, cut(image, 1))]
 
