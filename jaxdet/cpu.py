@@ -19,9 +19,10 @@ def on_cpu() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step on a CPU frees: the next asks for as much, every page cleared anew.
+    """Let glibc keep what a step on a CPU frees, as the next step needs as much.
 
-    Call it before JAX starts. Elsewhere than on Linux with glibc, memory is freed as before.
+    Pages given back are cleared by the system before they come again: a sixth of a step. Call it
+    before JAX starts. Elsewhere than on Linux with glibc, memory is freed as before.
     """
     # On the thread that asks: glibc keeps large blocks for a program's first thread alone. Nothing
     # waits for it, since batches are made ahead on others.

@@ -1,5 +1,10 @@
 """What `jaxdet.cpu` computes is what flax computes, value and gradient."""
 
+import platform
+import resource
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,3 +92,30 @@ def test_a_detector_has_the_same_loss_and_gradients(monkeypatch):
         return value, optax.tree.norm(grads), batch_stats_after
 
     assert_close(both_ways(monkeypatch, compute))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="said to glibc")
+@pytest.mark.parametrize("keep", [True, False])
+def test_memory_that_a_step_frees_is_not_fetched_anew(keep):
+    # Of a process of its own: the setting is for good, and comes before JAX starts.
+    program = """if True:
+        import resource, sys
+        import jax, jax.numpy as jnp
+        from jaxdet import cpu
+        if sys.argv[1] == "True":
+            cpu.keep_freed_memory()
+        def faults():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        step = jax.jit(lambda x: jnp.sort(x) @ x.T)  # needs 16 MB for the sorted, and as many out
+        x = jnp.ones((2048, 2048))
+        for _ in range(3):
+            x = step(x).block_until_ready()
+        before = faults()
+        for _ in range(10):
+            x = step(x).block_until_ready()
+        print(faults() - before)
+    """
+    command = [sys.executable, "-c", program, str(keep)]
+    pages = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    fetched = pages * resource.getpagesize() / 10  # bytes a step
+    assert fetched < 8e6 if keep else fetched > 12e6
