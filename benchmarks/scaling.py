@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -38,15 +39,16 @@ def messages(program: str) -> list[tuple[str, int, str]]:
 
 
 def measure(config_name: str, image_size: int, batch_size: int, num_devices: int, run: bool):
-    """The messages of a step, and the seconds of one if it is to run; on this process's devices."""
+    """The messages of a step, and seconds of eight if it is to run; on this process's devices."""
     import importlib
 
     import jax
     import numpy as np
 
-    from jaxdet import parallel
+    from jaxdet import cpu, parallel
     from jaxdet.train_step import compile_training
 
+    cpu.keep_freed_memory()  # as run.py does
     assert jax.device_count() == num_devices
     config = importlib.import_module(f"configs.{config_name}").get_config()
     config.data.image_size = image_size
@@ -69,13 +71,13 @@ def measure(config_name: str, image_size: int, batch_size: int, num_devices: int
     parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
     seconds = None
     if run:
-        state, times = init(), []
-        for _ in range(8):
+        state, seconds = init(), []
+        for _ in range(9):
             began = time.perf_counter()
             state, metrics = compiled(state, batch)
-            jax.block_until_ready(metrics)
-            times.append(time.perf_counter() - began)
-        seconds = sorted(times)[len(times) // 2]
+            jax.block_until_ready(state)
+            seconds.append(time.perf_counter() - began)
+        seconds = seconds[1:]
     found = messages(compiled.as_text())
     return {"messages": found, "parameters": parameters, "seconds": seconds}
 
@@ -130,12 +132,18 @@ def main() -> None:
         f"\nparameters: {got['parameters']:,} in float32, {4 * got['parameters']:,} bytes",
         flush=True,
     )
-    print("\n| devices | seconds a step of 16 |\n|---|---|")
+    print("\n| devices | seconds a step of 16 (range) | beside one |\n|---|---|---|")
+    one = None
     for count in (1, 2, 4, 8):
         got = in_a_process(
             config_name="phantom", image_size=128, batch_size=16, num_devices=count, run=True
         )
-        print(f"| {count} | {got['seconds']:.2f} |", flush=True)
+        median = statistics.median(got["seconds"])
+        one = one or median
+        low, high = min(got["seconds"]), max(got["seconds"])
+        print(
+            f"| {count} | {median:.2f} ({low:.2f} to {high:.2f}) | {median / one:.2f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,8 @@ def to_csv(ids: list[str], table: BoxTable, class_ids: tuple[int, ...]) -> str:
     would tie, and rank otherwise than in evaluation.json.
     """
     strings = [[] for _ in ids]
-    for image, label, box, score in zip(
-        table.image, table.labels, table.boxes, table.scores, strict=True
-    ):
+    columns = (column.tolist() for column in table)  # Python's numbers are faster one by one
+    for image, label, box, score in zip(*columns, strict=True):
         normal = label == len(class_ids) - 1
         corners = "0 0 1 1" if normal else " ".join(f"{x:.2f}" for x in box)
         strings[image].append(f"{class_ids[label]} {score:.9g} {corners}")
