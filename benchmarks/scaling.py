@@ -74,7 +74,7 @@ def measure(config_name: str, image_size: int, batch_size: int, num_devices: int
         state, seconds = init(), []
         for _ in range(9):
             began = time.perf_counter()
-            state, metrics = compiled(state, batch)
+            state, _ = compiled(state, batch)
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - began)
         seconds = seconds[1:]
