@@ -88,7 +88,7 @@ def what_for(kind: str, size: int, place: str) -> str:
         return "candidates of ATSS"
     if kind == "all-reduce" and size > 2**20:
         return "gradients"
-    if kind == "all-reduce" and size > 64 and "reduce_sum" in place:
+    if kind == "all-reduce" and size > 64 and re.search("reduce_sum|dot_general", place):
         return "BatchNorm's statistics, " + ("backward" if "transpose(" in place else "forward")
     return "losses, counts" if kind == "all-reduce" and size <= 64 else place
 
