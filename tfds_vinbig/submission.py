@@ -5,10 +5,11 @@ A PredictionString is `class confidence x1 y1 x2 y2` for each box, the class by 
 
 import csv
 import io
-import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxdet import InputError
 from jaxdet.boxes import BoxTable
@@ -49,7 +50,7 @@ def read(path: str | Path, class_ids: tuple[int, ...]) -> tuple[list[str], BoxTa
     problems = []
     table = read_table(path, problems, ("image_id", "predictionstring"))
     labels = {class_id: label for label, class_id in enumerate(class_ids)}
-    ids, image, rows = {}, [], []
+    ids, image, rows = {}, [], [np.empty((0, 6))]
     for line, fields in table.rows if table else []:
         name = fields[table.at["image_id"]]
         try:
@@ -62,12 +63,12 @@ def read(path: str | Path, class_ids: tuple[int, ...]) -> tuple[list[str], BoxTa
             problems.append(f"{table.path} line {line}: {error}")
         else:
             image += [ids[name]] * len(found)
-            rows += found
+            rows.append(found)
     raise_all(problems, path)
-    return list(ids), to_table(image, rows)
+    return list(ids), to_table(image, np.concatenate(rows))
 
 
-def to_table(image: list[int], rows: list[tuple[float, ...]]) -> BoxTable:
+def to_table(image: list[int], rows: Sequence[Sequence[float]]) -> BoxTable:
     """Rows of (label, score, x1, y1, x2, y2) and the position of the image of each."""
     columns = np.array(rows, np.float64).reshape(-1, 6)
     return BoxTable(
@@ -78,24 +79,24 @@ def to_table(image: list[int], rows: list[tuple[float, ...]]) -> BoxTable:
     )
 
 
-def _parse_boxes(words: list[str], labels: dict[int, int]) -> list[tuple[float, ...]]:
+def _parse_boxes(words: list[str], labels: dict[int, int]) -> Float[np.ndarray, "boxes 6"]:
     """(label, score, x1, y1, x2, y2) of each group of six words."""
     if len(words) % 6:
         raise InputError(f"PredictionString has {len(words)} words, not 6 for each box")
-    rows = []
-    for i in range(0, len(words), 6):
-        number, score, *box = map(parse_number, words[i : i + 6])
-        group = " ".join(words[i : i + 6])
-        where = f"box {i // 6 + 1} ({group if len(group) < 100 else group[:100] + '...'})"
-        if any(map(math.isnan, (number, score, *box))):
-            raise InputError(f"{where} is not six finite numbers")
-        if number not in labels:
-            raise InputError(
-                f"{where} has the unknown class {words[i]}; known are {', '.join(map(str, labels))}"
-            )
-        if max(map(abs, box)) > LARGEST:
-            raise InputError(f"{where} is larger than any image")
-        if box[0] > box[2] or box[1] > box[3]:
-            raise InputError(f"{where} is upside down: x1 <= x2 and y1 <= y2")
-        rows.append((labels[number], score, *box))
+    rows = np.array([*map(parse_number, words)]).reshape(-1, 6)
+    numbers, _, x1, y1, x2, y2 = rows.T
+    known = ", ".join(map(str, labels))
+    wrong = {
+        "is not six finite numbers": np.isnan(rows).any(axis=1),
+        f"has the unknown class {{}}; known are {known}": ~np.isin(numbers, list(labels)),
+        "is larger than any image": (abs(rows[:, 2:]) > LARGEST).any(axis=1),
+        "is upside down: x1 <= x2 and y1 <= y2": (x1 > x2) | (y1 > y2),
+    }
+    if any(map(np.any, wrong.values())):
+        i = np.flatnonzero(np.any([*wrong.values()], axis=0))[0]
+        why = next(why for why, boxes in wrong.items() if boxes[i]).format(words[6 * i])
+        group = " ".join(words[6 * i : 6 * i + 6])
+        group = group if len(group) < 100 else group[:100] + "..."
+        raise InputError(f"box {i + 1} ({group}) {why}")
+    rows[:, 0] = [labels[number] for number in numbers.tolist()]
     return rows
