@@ -130,9 +130,7 @@ def of_detections(folder: Path) -> dict[str, dict]:
         return np.nanmean(average_precision(table, truth, (0.4,), NUM_CLASSES))
 
     theirs = quiet(coco_score, coco_truth, coco_detections)
-    print(
-        f"mAP@0.4 of both: jaxdet {score(detections):.4f}, pycocotools {theirs:.4f} (at 101 recalls)\n"
-    )
+    print(f"mAP@0.4: jaxdet {score(detections):.4f}, pycocotools at 101 recalls {theirs:.4f}\n")
     written = folder / "written.csv"
     return {
         "score": {
