@@ -340,8 +340,8 @@ def main() -> None:
     if "distributed" in MODES[FLAGS.mode]:
         from jaxdet import compilation, cpu, parallel
 
-        cpu.keep_freed_memory()
         parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
+        cpu.keep_freed_memory()
         compilation.keep_compiled()
     globals()[FLAGS.mode]()  # each mode is the function of its name
 

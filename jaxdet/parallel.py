@@ -219,6 +219,8 @@ def local_positions(num_images: int, batch_size: int) -> Int[np.ndarray, "batche
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch to a global array, split over the devices."""
     sharding = sharded(mesh)
-    return {
+    arrays = {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
+    # A CPU computes on the thread that asks (`cpu.keep_freed_memory`) only what is all there.
+    return jax.block_until_ready(arrays)
