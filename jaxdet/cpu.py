@@ -1,7 +1,7 @@
-"""Operations of a network, written as XLA's compiler for CPUs runs them fast: as matrix products.
+"""What makes a CPU fast: operations of a network as matrix products, and memory that stays.
 
-Each gives what the plain operation gives, value and gradient. Layers use them where `on_cpu()`; a
-GPU's compiler needs no such help. `docs/benchmarks.md` says what each is worth.
+Each operation gives what the plain one gives, value and gradient. Layers use them where `on_cpu()`;
+a GPU's compiler needs no such help. `docs/benchmarks.md` says what each is worth.
 """
 
 import contextlib
