@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from keyword import iskeyword
 from pathlib import Path
 
 from absl import app, flags
@@ -35,6 +36,9 @@ def parse(argv: list[str], of_workdir: Path, modes: Mapping[str, set[str]]) -> N
         argv = [argv[0], f"--config={of_workdir}:{given[1]}", *argv[1:]]
     nulls = [m[1] for word in argv if (m := re.fullmatch(r"--?config\.([\w.]+)=None", word))]
     argv = [word for word in argv if not re.fullmatch(r"--?config\.[\w.]+=None", word)]
+    for word in argv:  # ml_collections would take what is no name for Python, and fail
+        if (found := re.match(r"--?config\.([^=]*)", word)) and not _is_path(found[1]):
+            raise InputError(f"{_on_one_line(word)}: no such config field")
     sys.argv = argv  # where ml_collections looks for overrides
     try:
         rest = FLAGS(argv)
@@ -42,19 +46,29 @@ def parse(argv: list[str], of_workdir: Path, modes: Mapping[str, set[str]]) -> N
     except AttributeError as error:  # ml_collections: an override of a field that is not there
         field = re.search(r"\w+", str(error))[0]
         unknown = [word for word in argv if word.startswith("--config.") and field in word]
-        raise InputError(f"{' '.join(unknown) or field}: no such config field") from error
+        raise InputError(
+            f"{' '.join(map(_on_one_line, unknown)) or field}: no such config field"
+        ) from error
     except (flags.Error, OSError, ImportError, SyntaxError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # A config that raises comes as a whole traceback: its last line says why.
         one_line = f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
         raise InputError(one_line) from error
     if rest[1:]:
-        raise InputError(f"{rest[1]}: not a flag")
+        raise InputError(f"{_on_one_line(rest[1])}: not a flag")
     for name in sorted(set().union(*modes.values()) - modes[FLAGS.mode]):
         if FLAGS[name].present:
             raise InputError(f"--{name}: --mode={FLAGS.mode} does not use it")
     for name in nulls:
         set_null(FLAGS.config, name)
+
+
+def _is_path(name: str) -> bool:
+    return all(part.isidentifier() and not iskeyword(part) for part in name.split("."))
+
+
+def _on_one_line(word: str) -> str:
+    return word if word and word.isprintable() else repr(word)
 
 
 def set_null(config: ConfigDict | None, name: str) -> None:

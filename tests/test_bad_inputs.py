@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -136,6 +136,11 @@ def test_any_value_of_any_field_is_taken_or_named(field, value):
 
 
 @settings(max_examples=60, deadline=None)
+@example("\n")
+@example("--config.no\nfield=1")
+@example("--config.train.learning-rate=1")
+@example("--config.model.if=1")
+@example("--config.=1")
 @given(
     word=st.one_of(
         st.builds("--config.{}={}".format, st.sampled_from(FIELDS), st.text(max_size=8)),
