@@ -5,11 +5,11 @@ A PredictionString is `class confidence x1 y1 x2 y2` for each box, the class by 
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from jaxdet import InputError
 from jaxdet.boxes import BoxTable
@@ -68,7 +68,7 @@ def read(path: str | Path, class_ids: tuple[int, ...]) -> tuple[list[str], BoxTa
     return list(ids), to_table(image, np.concatenate(rows))
 
 
-def to_table(image: list[int], rows: Sequence[Sequence[float]]) -> BoxTable:
+def to_table(image: list[int], rows: ArrayLike) -> BoxTable:
     """Rows of (label, score, x1, y1, x2, y2) and the position of the image of each."""
     columns = np.array(rows, np.float64).reshape(-1, 6)
     return BoxTable(
