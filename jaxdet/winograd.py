@@ -67,24 +67,31 @@ def conv_3x3(
 
 @jax.named_scope("winograd")
 def _forward(x, kernel):
-    _, h, w, c = x.shape
-    both = np.kron(OF_KERNEL, OF_KERNEL).astype(kernel.dtype)
-    kernels = (both @ kernel.reshape(9, -1)).reshape(IN, IN, c, -1)
+    _, h, w, _ = x.shape
+    kernels = _kernels(kernel)
     places = _each(operator.matmul, _to_places(OF_TILE, x), kernels)
     return _to_image(OF_OUTPUT, places)[:, :h, :w], (x, kernel)
 
 
 @jax.named_scope("winograd")
 def _backward(kept, g):
+    """The steps of `_forward`, transposed and in reverse; tiles of the gradient serve both."""
     x, kernel = kept
-    of_x = conv_3x3(g, kernel[::-1, ::-1].swapaxes(2, 3))
+    _, h, w, _ = x.shape
     of_output = _to_places(OF_OUTPUT.T, g)
-    products = _each(_sum_over_tiles, _to_places(OF_TILE, x), of_output)
-    both = np.kron(OF_KERNEL, OF_KERNEL).astype(kernel.dtype)
-    return of_x, (both.T @ jnp.array(products).reshape(IN * IN, -1)).reshape(kernel.shape)
+    of_tile = _each(lambda g, k: g @ k.T, of_output, _kernels(kernel))
+    of_x = _to_image(OF_TILE.T, of_tile)[:, :h, :w]
+    of_kernels = _each(_sum_over_tiles, _to_places(OF_TILE, x), of_output)
+    return of_x, jax.linear_transpose(_kernels, kernel)(jnp.array(of_kernels))[0]
 
 
 conv_3x3.defvjp(_forward, _backward)
+
+
+def _kernels(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "6 6 c d"]:
+    """The kernel, multiplied by its matrix and the transpose."""
+    both = np.kron(OF_KERNEL, OF_KERNEL).astype(kernel.dtype)
+    return (both @ kernel.reshape(9, -1)).reshape(IN, IN, *kernel.shape[2:])
 
 
 def _to_places(matrix: np.ndarray, image: Float[Array, "b h w c"]) -> Places:
@@ -105,13 +112,22 @@ def _to_places(matrix: np.ndarray, image: Float[Array, "b h w c"]) -> Places:
 
 
 def _to_image(matrix: np.ndarray, places: Places) -> Float[Array, "b h w c"]:
-    """Tiles multiplied by the matrix and its transpose, put side by side."""
+    """Tiles multiplied by the matrix and its transpose, side by side; overlaps of 6x6 are summed."""
 
     def join(planes, axis):
+        if len(planes) == IN:
+            above, first, *middle, last, below = planes
+            planes = first + _moved(below, 1, axis), *middle, last + _moved(above, -1, axis)
         shape = [-1 if i == axis else n for i, n in enumerate(planes[0].shape)]
         return jnp.stack(planes, axis + 1).reshape(shape)
 
     return join(_times(matrix, [join(_times(matrix, row), 2) for row in places]), 1)
+
+
+def _moved(x: Float[Array, "b tall wide c"], by: int, axis: int) -> Float[Array, "b tall wide c"]:
+    """Moved along the axis; zeros come in."""
+    widths = [(by, -by, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
 
 
 def _times(matrix: np.ndarray, planes: Sequence[Array]) -> list[Array]:
