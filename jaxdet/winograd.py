@@ -7,7 +7,7 @@ where the plain one has nine for each of the 16 pixels that come out.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 
 import jax
@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 OUT = 4  # pixels along a side that come out of a tile
 IN = OUT + 2  # pixels along a side that go into it
 
-# [row][column] of a place in a tile: what every tile has there.
-Places = list[list[Float[Array, "b tall wide c"]]]
+# What every tile has in each row of it, for its six columns.
+Places = list[Float[Array, "6 b tall wide c"]]
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -42,7 +42,7 @@ OF_TILE, OF_KERNEL, OF_OUTPUT = _matrices()
 
 
 def pays(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> bool:
-    """Whether `conv_3x3` is the faster one: with many channels and pixels, as measured.
+    """Whether training is faster with `conv_3x3`: with enough channels and pixels, as measured.
 
     Not where devices share a batch: they would tell each other 36 parts of a kernel's gradient,
     not nine.
@@ -50,7 +50,7 @@ def pays(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> bool:
     b, h, w, c = x.shape
     if not isinstance(b, int):  # exported for any batch
         return False
-    enough = min(c, kernel.shape[3]) >= 96 and b * h * w >= 4096
+    enough = c + kernel.shape[3] >= 72 and b * h * w >= 1024
     return enough and x.dtype != jnp.bfloat16 and jax.device_count() == 1
 
 
@@ -68,9 +68,8 @@ def conv_3x3(
 @jax.named_scope("winograd")
 def _forward(x, kernel):
     _, h, w, _ = x.shape
-    kernels = _kernels(kernel)
-    places = _each(operator.matmul, _to_places(OF_TILE, x), kernels)
-    return _to_image(OF_OUTPUT, places)[:, :h, :w], (x, kernel)
+    products = list(map(_product, _to_places(OF_TILE, x), _kernels(kernel)))
+    return _to_image(OF_OUTPUT, products)[:, :h, :w], (x, kernel)
 
 
 @jax.named_scope("winograd")
@@ -79,19 +78,20 @@ def _backward(kept, g):
     x, kernel = kept
     _, h, w, _ = x.shape
     of_output = _to_places(OF_OUTPUT.T, g)
-    of_tile = _each(lambda g, k: g @ k.T, of_output, _kernels(kernel))
+    transposed = (k.swapaxes(1, 2) for k in _kernels(kernel))
+    of_tile = list(map(_product, of_output, transposed))
     of_x = _to_image(OF_TILE.T, of_tile)[:, :h, :w]
-    of_kernels = _each(_sum_over_tiles, _to_places(OF_TILE, x), of_output)
-    return of_x, jax.linear_transpose(_kernels, kernel)(jnp.array(of_kernels))[0]
+    of_kernels = list(map(_sum_over_tiles, _to_places(OF_TILE, x), of_output))
+    return of_x, jax.linear_transpose(_kernels, kernel)(of_kernels)[0]
 
 
 conv_3x3.defvjp(_forward, _backward)
 
 
-def _kernels(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "6 6 c d"]:
+def _kernels(kernel: Float[Array, "3 3 c d"]) -> list[Float[Array, "6 c d"]]:
     """The kernel, multiplied by its matrix and the transpose."""
     both = np.kron(OF_KERNEL, OF_KERNEL).astype(kernel.dtype)
-    return (both @ kernel.reshape(9, -1)).reshape(IN, IN, *kernel.shape[2:])
+    return list((both @ kernel.reshape(9, -1)).reshape(IN, IN, *kernel.shape[2:]))
 
 
 def _to_places(matrix: np.ndarray, image: Float[Array, "b h w c"]) -> Places:
@@ -100,7 +100,7 @@ def _to_places(matrix: np.ndarray, image: Float[Array, "b h w c"]) -> Places:
     border = (IN - size) // 2
 
     def cut(x, axis):
-        # One axis at a time: XLA keeps what it pads, and so makes the rows only once.
+        # One axis at a time: XLA keeps what it pads, and so makes the columns only once.
         widths = [(0, 0)] * x.ndim
         widths[axis] = 1, 1 + -x.shape[axis] % OUT
         x = jnp.pad(x, widths)
@@ -108,23 +108,27 @@ def _to_places(matrix: np.ndarray, image: Float[Array, "b h w c"]) -> Places:
         starts = range(border, border + size)
         return [jax.lax.slice_in_dim(x, i, i + end, OUT, axis) for i in starts]
 
-    return [_times(matrix, cut(row, 2)) for row in _times(matrix, cut(image, 1))]
+    columns = jnp.stack(_times(matrix, cut(image, 2)))
+    return _times(matrix, cut(columns, 2))
 
 
 def _to_image(matrix: np.ndarray, places: Places) -> Float[Array, "b h w c"]:
-    """Tiles multiplied by the matrix and its transpose, side by side; overlaps of 6x6 are summed."""
+    """Tiles multiplied by the matrix and its transpose, side by side; where 6x6 overlap, summed."""
 
     def join(planes, axis):
+        planes = _times(matrix, planes)
         if len(planes) == IN:
             above, first, *middle, last, below = planes
             planes = first + _moved(below, 1, axis), *middle, last + _moved(above, -1, axis)
         shape = [-1 if i == axis else n for i, n in enumerate(planes[0].shape)]
         return jnp.stack(planes, axis + 1).reshape(shape)
 
-    return join(_times(matrix, [join(_times(matrix, row), 2) for row in places]), 1)
+    # The barrier: without it XLA makes each column four times, once for each pixel of a row.
+    columns = jax.lax.optimization_barrier(join(places, 2))
+    return join(list(columns), 2)
 
 
-def _moved(x: Float[Array, "b tall wide c"], by: int, axis: int) -> Float[Array, "b tall wide c"]:
+def _moved(x: Float[Array, "*n"], by: int, axis: int) -> Float[Array, "*n"]:
     """Moved along the axis; zeros come in."""
     widths = [(by, -by, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
     return jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
@@ -138,10 +142,13 @@ def _times(matrix: np.ndarray, planes: Sequence[Array]) -> list[Array]:
     ]
 
 
-def _each(function: Callable, first: Iterable, second: Iterable) -> list[list[Array]]:
-    """`function` of the two at each place."""
-    return [list(map(function, *rows)) for rows in zip(first, second, strict=True)]
+def _product(
+    places: Float[Array, "6 b tall wide c"], kernels: Float[Array, "6 c d"]
+) -> Float[Array, "6 b tall wide d"]:
+    rows = places.reshape(IN, -1, places.shape[-1])
+    return (rows @ kernels).reshape(*places.shape[:-1], -1)
 
 
-def _sum_over_tiles(x, g) -> Float[Array, "c d"]:
+@jax.vmap
+def _sum_over_tiles(x, g):
     return x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
