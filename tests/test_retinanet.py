@@ -56,8 +56,12 @@ def random_outputs(seed, count=NUM_ANCHORS, classes=3):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_detections_equal_the_rule_in_loops(seed):
+@pytest.mark.parametrize("ties", [False, True])
+def test_detections_equal_the_rule_in_loops(seed, ties):
+    """Of equal scores too, where the first pair of anchor and class counts as better."""
     logits, offsets = random_outputs(seed)
+    if ties:
+        logits = logits.round()
     got = select(logits, offsets, None)
     expected = reference(logits, offsets, **OPTIONS)
     assert got.mask.sum() == len(expected) > 5

@@ -91,9 +91,14 @@ def select_detections(
     start = 0
     for anchors in pyramid:
         end = start + len(anchors)
-        pairs = probabilities[start:end].reshape(-1)
+        # The k best pairs are of the k anchors with the best pairs: so all need not be sorted. In
+        # their order again, as of equal pairs the first counts as better.
+        of_anchor = probabilities[start:end].max(axis=1)
+        _, likely = jax.lax.top_k(of_anchor, min(pre_nms_top_k, len(anchors)))
+        likely = jnp.sort(likely)
+        pairs = probabilities[start:end][likely].reshape(-1)
         best, pair = jax.lax.top_k(pairs, min(pre_nms_top_k, len(pairs)))
-        anchor = pair // num_classes
+        anchor = likely[pair // num_classes]
         offsets = box_offsets[start:end][anchor].astype(jnp.float32)
         boxes.append(
             box_ops.clip(box_ops.decode(offsets, jnp.asarray(anchors)[anchor]), *image_size)
