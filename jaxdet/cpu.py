@@ -6,7 +6,6 @@ a GPU's compiler needs no such help. `docs/benchmarks.md` says what each is wort
 
 import contextlib
 import ctypes
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +36,9 @@ def keep_freed_memory() -> None:
 
 
 def sum_of_channels(x: Float[Array, "*n c"]) -> Float[Array, "c"]:
-    """The sum of each channel, which as a reduction takes longer."""
+    """The sum of each channel: on a CPU a product, since a reduction takes longer."""
     rows = x.reshape(-1, x.shape[-1])
-    return jnp.ones(len(rows), x.dtype) @ rows
+    return jnp.ones(len(rows), x.dtype) @ rows if on_cpu() else rows.sum(axis=0)
 
 
 @jax.custom_vjp
@@ -57,42 +56,3 @@ def conv_1x1(
     """A convolution that looks at one location at a time: a product of matrices."""
     x = x[:, ::stride, ::stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
-
-
-def batch_norm(
-    x: Float[Array, "*n c"], scale: Float[Array, "c"], bias: Float[Array, "c"], epsilon: float
-) -> tuple[Float[Array, "*n c"], Float[Array, "c"], Float[Array, "c"]]:
-    """BatchNorm in training (Ioffe and Szegedy 2015), and the mean and variance of the batch."""
-    y, mean, variance = _batch_norm(x, scale, bias, epsilon)
-    return y, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _batch_norm(x, scale, bias, epsilon):
-    return _batch_norm_forward(x, scale, bias, epsilon)[0]
-
-
-def _batch_norm_forward(x, scale, bias, epsilon):
-    count = x.size // x.shape[-1]
-    mean = sum_of_channels(x) / count
-    variance = jnp.maximum(sum_of_channels(x * x) / count - mean**2, 0)  # as `nnx.BatchNorm` has it
-    inverse = jax.lax.rsqrt(variance + epsilon)
-    y = (x - mean) * (inverse * scale) + bias
-    return (y, mean, variance), (x, mean, inverse, scale)
-
-
-def _batch_norm_backward(_, kept, gradients):
-    """For y = scale * z + bias of z = (x - mean) * inverse; nobody asks for that of the statistics.
-
-    Both statistics depend on x: dx = scale * inverse * (g - mean(g) - z * mean(g * z)).
-    """
-    x, mean, inverse, scale = kept
-    g = gradients[0]
-    count = x.size // x.shape[-1]
-    sum_g = sum_of_channels(g)
-    sum_gz = sum_of_channels(g * (x - mean)) * inverse
-    dx = scale * inverse * (g - sum_g / count - (x - mean) * (inverse * sum_gz / count))
-    return dx, sum_gz, sum_g
-
-
-_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
