@@ -153,6 +153,24 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(config, batche
     )
 
 
+def test_gradients_are_clipped_by_the_norm_of_all(config, batches):
+    """SGD's update shrinks by as much as the norm is above the limit, and else stays."""
+    config.train.update({"optimizer": "sgd", "warmup_steps": 0, "weight_decay": 0.0})
+    updates = {}
+    for limit in (1e9, 0.5):
+        config.train.clip_norm = limit
+        step, state, mesh = setup(config, 1)
+        before = jax.device_get(state.params)
+        after, metrics = step(state, parallel.shard_batch(batches[0], mesh))
+        change = jax.tree.map(lambda a, b: np.ravel(a - b), jax.device_get(after.params), before)
+        updates[limit] = np.concatenate(jax.tree.leaves(change)).astype(np.float64)
+    norm = metrics["gradient_norm"]
+    assert norm > 0.6  # of the gradient as it was
+    rate = metrics["learning_rate"]
+    np.testing.assert_allclose(np.linalg.norm(updates[1e9]), rate * norm, rtol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(updates[0.5]), rate * 0.5, rtol=1e-3)
+
+
 def test_the_backbone_learns_at_its_rate_and_frozen_stages_not_at_all(config, batches):
     """SGD's update is proportional to the rate; decay alone would move what is frozen."""
     batch = batches[0]
