@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
-from jaxdet import InputError
+from jaxdet import InputError, cpu
 
 # Where one of these is set JAX may find others (`jax.distributed`).
 ANNOUNCED = (
@@ -222,5 +222,6 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     arrays = {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
-    # A CPU computes on the thread that asks (`cpu.keep_freed_memory`) only what is all there.
-    return jax.block_until_ready(arrays)
+    # A CPU computes on the thread that asks (`cpu.keep_freed_memory`) only what is all there. A GPU
+    # is not waited for: it copies after what it computes now, and would then have nothing to do.
+    return jax.block_until_ready(arrays) if cpu.on_cpu() else arrays

@@ -10,9 +10,10 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
-from jaxdet import parallel
+from jaxdet import cpu, parallel
 from tests.conftest import ROOT
 
 
@@ -130,3 +131,15 @@ def test_the_watchdog_never_ends_a_process_that_is_alone(monkeypatch):
         watchdog.beat()
     time.sleep(0.2)
     assert said == []
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_only_a_cpu_is_waited_for(on_cpu, monkeypatch):
+    """A GPU copies a batch once it has computed the last step: waiting would let it stand idle."""
+    waited = []
+    monkeypatch.setattr(cpu, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(x) or x)
+    batch = {"images": np.arange(8)}
+    sharded = parallel.shard_batch(batch, parallel.make_mesh())
+    np.testing.assert_array_equal(sharded["images"], batch["images"])
+    assert len(waited) == on_cpu
