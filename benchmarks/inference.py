@@ -7,8 +7,9 @@ From uint8 images in the host's memory to detections there, NMS included; by tur
 with a product of large matrices, which says what the machine can do. Ratios are medians of the
 rounds'. Both have random weights, drawn anew for each, and so about as many candidates for NMS as a
 trained network has with a threshold of 0.01. torchvision runs in channels_last under
-inference_mode, on a GPU also under autocast; where PyPI's torchvision cannot load its NMS, it has
-one written in torch (see torchvision_cpu.py), whose share of the time is printed.
+inference_mode, on a GPU also under autocast, once as it is and once with its backbone and heads
+under torch.compile; where PyPI's torchvision cannot load its NMS, it has one written in torch (see
+torchvision_cpu.py), whose share of the time is printed.
 
 Then jaxdet without the pyramid's finest level: what the heads on P2 cost.
 """
@@ -54,17 +55,24 @@ def ours(config: ConfigDict, images: np.ndarray) -> tuple[Callable[[], object], 
 
     weights = jax.jit(create)()
     shard = lambda: parallel.shard_batch({"images": images}, mesh)["images"]  # noqa: E731
-    lower = lambda: Detector(config, peers.NUM_CLASSES, mesh).detect.lower(weights, shard())  # noqa: E731
-    compiled = lower().compile()
+
+    def lower(mesh):
+        detect = Detector(config, peers.NUM_CLASSES, mesh).detect
+        sharded = parallel.shard_batch({"images": images}, mesh)["images"]
+        return detect.lower(jax.eval_shape(create), sharded)
+
+    compiled = lower(mesh).compile()
     return lambda: jax.device_get(compiled(weights, shard())), peers.gflop(lower)
 
 
-def theirs(config: ConfigDict, images: np.ndarray) -> Callable[[], object]:
+def theirs(config: ConfigDict, images: np.ndarray, compiled: bool = False) -> Callable[[], object]:
     """torchvision's."""
     torch.manual_seed(0)
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     model = peers.torchvision_retinanet(config).eval().to(device, memory_format=torch.channels_last)
     mixed = config.model.dtype == "bfloat16"
+    if compiled:
+        peers.compile_torchvision(model)
 
     @torch.inference_mode()
     def run():
@@ -95,6 +103,7 @@ def seconds_in_nms(run: Callable[[], object]) -> float:
 
 
 def main(_):
+    torch.backends.cudnn.benchmark = True
     gpu = jax.default_backend() == "gpu"
     dtype = FLAGS.dtype or ("bfloat16" if gpu else "float32")
     print(peers.versions())
@@ -114,6 +123,9 @@ def main(_):
             systems = {"jaxdet": run, "jaxdet, no P2": without}
             if network != "phantom" and (not gpu or torch.cuda.is_available()):
                 systems["torchvision"] = theirs(config, images)
+                make = lambda: theirs(config, images, compiled=True)  # noqa: B023, E731
+                if gpu and (compiled := peers.try_compiled(make)):
+                    systems["torchvision, torch.compile"] = compiled
             product, of_product = peers.matrix_product(dtype)
             seconds = peers.in_turns({**systems, "product": product}, FLAGS.rounds)
             rate = of_product / seconds.pop("product")

@@ -67,10 +67,15 @@ def random_batch(
     }
 
 
-def gflop(lower: Callable[[], jax.stages.Lowered]) -> float:
-    """What XLA counts in what `lower` traces anew, were all convolutions made in the plain way."""
+def gflop(lower: Callable[[jax.sharding.Mesh], jax.stages.Lowered]) -> float:
+    """What XLA counts in what `lower(mesh)` traces, were all convolutions made in the plain way.
+
+    The mesh is a CPU: for GPUs, JAX does not say.
+    """
+    axis_types = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=axis_types, devices=jax.devices("cpu")[:1])
     with mock.patch.object(winograd, "pays", lambda *_: False):
-        return lower().cost_analysis()["flops"] / 1e9
+        return lower(mesh).cost_analysis()["flops"] / 1e9
 
 
 class P6(torchvision.ops.feature_pyramid_network.ExtraFPNBlock):
@@ -128,6 +133,23 @@ def torchvision_retinanet(config: ConfigDict) -> torch.nn.Module:
         bg_iou_thresh=config.loss.background_iou,
         topk_candidates=inference.pre_nms_top_k,
     )
+
+
+def compile_torchvision(model: torch.nn.Module) -> None:
+    """torch.compile of what has the same shapes in every batch, when it is first called."""
+    model.backbone.compile()
+    model.head.compile()
+
+
+def try_compiled(make: Callable[[], Callable[[], object]]) -> Callable[[], object] | None:
+    """What `make` makes, called once; None, and a line that says why, if torch.compile fails."""
+    try:
+        system = make()
+        system()
+    except Exception as error:  # whatever the compiler raises: the rest of the table stands
+        print(f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}\n")
+        return None
+    return system
 
 
 def torchvision_optimizer(config: ConfigDict, model: torch.nn.Module) -> torch.optim.AdamW:

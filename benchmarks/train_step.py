@@ -21,7 +21,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 # Half of a GPU is left to torch. Set before JAX is imported.
@@ -58,11 +57,11 @@ class Ours:
         init, _ = compile_training(config, peers.NUM_CLASSES, self.mesh)
         self.state = init()
 
-        def lower():
-            _, step = compile_training(config, peers.NUM_CLASSES, self.mesh)
-            return step.lower(self.state, parallel.shard_batch(batch, self.mesh))
+        def lower(mesh):
+            _, step = compile_training(config, peers.NUM_CLASSES, mesh)
+            return step.lower(jax.eval_shape(init), batch)
 
-        self.step, self.gflop = lower().compile(), peers.gflop(lower)
+        self.step, self.gflop = lower(self.mesh).compile(), peers.gflop(lower)
 
     def __call__(self) -> None:
         for _ in range(self.steps):
@@ -88,9 +87,8 @@ class Theirs:
         self.parameters = list(model.parameters())
         self.clip_norm = config.train.clip_norm
         self.mixed = config.model.dtype == "bfloat16"
-        if compiled:  # the rest has shapes that change from batch to batch
-            model.backbone.compile()
-            model.head.compile()
+        if compiled:
+            peers.compile_torchvision(model)
 
     def __call__(self) -> None:
         for _ in range(self.steps):
@@ -133,17 +131,6 @@ class Before:
         return json.loads(self.ask("profile"))
 
 
-def try_compiled(make: Callable[[], Theirs]) -> Theirs | None:
-    """torchvision under torch.compile, warmed up; None, and a line that says why, if it fails."""
-    try:
-        system = make()
-        system()
-    except Exception as error:  # whatever the compiler raises: the rest of the table stands
-        print(f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}\n")
-        return None
-    return system
-
-
 def measure(network: str) -> tuple[list[str], dict[str, dict[str, float]]]:
     """Rows of the table, and the parts of jaxdet's step now and before."""
     gpu = jax.default_backend() == "gpu"
@@ -156,7 +143,7 @@ def measure(network: str) -> tuple[list[str], dict[str, dict[str, float]]]:
     if network != "phantom" and (not gpu or torch.cuda.is_available()):
         systems["torchvision"] = Theirs(config, batch, steps)
         make = lambda: Theirs(config, batch, steps, compiled=True)  # noqa: E731
-        if gpu and (compiled := try_compiled(make)):
+        if gpu and (compiled := peers.try_compiled(make)):
             systems["torchvision, torch.compile"] = compiled
     if FLAGS.before:
         systems["jaxdet before"] = Before(network, config, batch, steps)
