@@ -86,7 +86,7 @@ def what_for(kind: str, size: int, place: str) -> str:
     """In words, what a collective is for."""
     if "top_k" in place or "sort" in place:
         return "candidates of ATSS"
-    if kind == "all-reduce" and size > 2**20:
+    if kind == "all-reduce" and size > 2**16:
         return "gradients"
     if kind == "all-reduce" and size > 64 and re.search("reduce_sum|dot_general", place):
         return "BatchNorm's statistics, " + ("backward" if "transpose(" in place else "forward")
