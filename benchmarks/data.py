@@ -33,8 +33,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_multi_integer("size", [256, 1024], "Pixels of the films.")
 flags.DEFINE_multi_integer("workers", [1, 2, 4, 8], "Threads that read ahead.")
 flags.DEFINE_integer(
-    "images", 1600, "Films of 256 pixels, and as many pixels of each other size. Few mislead: "
-    "Grain's shuffle takes half a millisecond an image for 32 of them, and 0.02 for 1,000.",
+    "images", 1600, "Films of 256 pixels; of other sizes, as many as have as many pixels in all. "
+    "Few mislead: Grain's shuffle takes 0.5 ms an image for 32 films, and 0.02 for 1,000.",
 )  # fmt: skip
 flags.DEFINE_integer("rounds", 5, "Rounds, in each of which every way has its turn.")
 flags.DEFINE_integer("steps", 20, "Steps a turn.")

@@ -1,12 +1,14 @@
 """What a training step will do on an H100, read off the program compiled for one: no GPU is needed.
 
-    pip install 'jax[cuda13]>=0.11'      # in an environment of its own, with Python 3.12
-    JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 python benchmarks/gpu_plan.py
+    pip install -e . torch torchvision 'jax[cuda13]>=0.11'
+    python benchmarks/gpu_plan.py
 
-Predicted is the sum over all kernels of the longer of two times: of a convolution's arithmetic at
-600 TFLOP/s, and of the bytes that a kernel reads and writes at 2.6 TB/s. Convolutions are not tried
-out, so which of cuDNN's ways they take is open. The last column is what the devices of a step tell
-each other, if there are several.
+in an environment of its own, with Python 3.12 or later.
+
+Predicted is the sum over fusions, calls and copies of the longer of two times: of a convolution's
+arithmetic at 600 TFLOP/s, and of the bytes that a kernel reads and writes at 2.6 TB/s, about what
+an H100 reaches. Convolutions are not tried out, so which of cuDNN's ways they take is open. The
+last column is what the devices of a step tell each other, if there are several.
 """
 
 import math

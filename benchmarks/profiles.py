@@ -56,7 +56,7 @@ def operation_times(profile: jax.profiler.ProfileData) -> dict[str, float]:
                 end = -end
                 while open_until and open_until[-1][0] <= start:
                     open_until.pop()
-                if open_until:  # or reaching beyond it: a GPU starts the next kernel early
+                if open_until:  # inside, or over its end: a GPU starts the next kernel early
                     times[open_until[-1][1]] -= (min(end, open_until[-1][0]) - start) / 1e9
                 times[name] = times.get(name, 0.0) + (end - start) / 1e9
                 open_until.append((end, name))

@@ -1,7 +1,8 @@
 """What makes a CPU fast: operations of a network as matrix products, and memory that stays.
 
-Each operation gives what the plain one gives, value and gradient. Layers use them where `on_cpu()`;
-a GPU's compiler needs no such help. `docs/benchmarks.md` says what each is worth.
+Each operation gives what the plain one gives, value and gradient. Layers use them where `on_cpu()`
+(`sum_of_channels` chooses by itself); a GPU's compiler needs no such help. `docs/benchmarks.md`
+says what each is worth.
 """
 
 import contextlib

@@ -223,5 +223,5 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
     # A CPU computes on the thread that asks (`cpu.keep_freed_memory`) only what is all there. A GPU
-    # is not waited for: it copies after what it computes now, and would then have nothing to do.
+    # copies a batch once the step before is done: if that were waited for, it would then be idle.
     return jax.block_until_ready(arrays) if cpu.on_cpu() else arrays

@@ -52,7 +52,7 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.GradientTransformation:
-    """SGD with momentum or AdamW. Kernels decay; biases and normalisation do not.
+    """SGD with momentum or AdamW, of clipped gradients. Kernels decay; the rest does not.
 
     The backbone learns at `backbone_lr_multiplier` times the learning rate.
 
@@ -88,7 +88,7 @@ def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.Gradien
         update = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
     scales = {"frozen": 0.0, "backbone": config.backbone_lr_multiplier, "rest": 1.0}
     return optax.chain(
-        optax.identity(),  # where clipping was: checkpoints number what is chained
+        optax.identity(),  # the place of clipping, now in the step: checkpoints number the parts
         update,
         optax.partition(
             {name: optax.scale(scale) for name, scale in scales.items()},

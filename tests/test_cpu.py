@@ -62,19 +62,23 @@ def test_convolution(monkeypatch, kernel, stride, bias):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_batch_norm(monkeypatch, dtype):
-    layer = layers.Norm("batch", 5, dtype=dtype, rngs=nnx.Rngs(0)).layer
-    layer.scale[...], layer.bias[...] = noise(5), noise(5) + 1
+    """Flax's, on a CPU and elsewhere."""
     x = noise(3, 4, 6, 5) * noise(5)
-    ours, theirs = both_ways(
-        monkeypatch, lambda: value_and_gradients(layer, x, use_running_average=False)
-    )
-    assert ours[0][1][0].dtype == theirs[0][1][0].dtype == dtype
-    if dtype == "bfloat16":
-        np.testing.assert_allclose(ours[0][0], theirs[0][0], rtol=1e-2)
-    else:
-        assert_close((ours, theirs))
-        # The statistics have moved, and are what flax keeps.
-        assert not np.allclose(jax.tree.leaves(ours[0][1][1])[0], 0)
+
+    def compute(kind):
+        layer = kind(5, momentum=0.9, epsilon=layers.EPSILON, dtype=dtype, rngs=nnx.Rngs(0))
+        layer.scale[...], layer.bias[...] = noise(5), noise(5) + 1
+        return value_and_gradients(layer, x, use_running_average=False)
+
+    theirs = jax.device_get(compute(nnx.BatchNorm))
+    for ours in both_ways(monkeypatch, lambda: compute(layers.BatchNorm)):
+        assert ours[0][1][0].dtype == theirs[0][1][0].dtype == dtype
+        if dtype == "bfloat16":
+            np.testing.assert_allclose(ours[0][0], theirs[0][0], rtol=1e-2)
+        else:
+            assert_close((ours, theirs))
+            # The statistics have moved, and are what flax keeps.
+            assert not np.allclose(jax.tree.leaves(ours[0][1][1])[0], 0)
 
 
 def test_a_detector_has_the_same_loss_and_gradients(monkeypatch):

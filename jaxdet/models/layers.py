@@ -94,7 +94,7 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 class BatchNorm(nnx.BatchNorm):
-    """`nnx.BatchNorm` of channels that come last, with a gradient that passes fewer times."""
+    """`nnx.BatchNorm` of channels that come last, whose gradient reads activations fewer times."""
 
     def __call__(
         self, x: Float[Array, "b h w c"], use_running_average: bool

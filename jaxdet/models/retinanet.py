@@ -91,8 +91,8 @@ def select_detections(
     start = 0
     for anchors in pyramid:
         end = start + len(anchors)
-        # The k best pairs are of the k anchors with the best pairs: so all need not be sorted. In
-        # their order again, as of equal pairs the first counts as better.
+        # The k best pairs are of the k anchors with the best pairs, so not all pairs need sorting.
+        # These anchors are put back in order, since of equal pairs the first counts as better.
         of_anchor = probabilities[start:end].max(axis=1)
         _, likely = jax.lax.top_k(of_anchor, min(pre_nms_top_k, len(anchors)))
         likely = jnp.sort(likely)
