@@ -120,12 +120,17 @@ def decode_all(
         )
     images = np.empty((len(dataset), image_size, image_size), np.uint8)
 
-    def decode(i):
-        images[i] = dataset.decode(i, image_size)
+    bar = tqdm(total=len(dataset), desc=f"decode {name}", unit="image", disable=None)
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
-        done = pool.map(decode, range(len(dataset)))
-        list(tqdm(done, f"decode {name}", len(dataset), unit="image", disable=None))
+    def decode(rows):
+        for i in rows:
+            images[i] = dataset.decode(i, image_size)
+        bar.update(len(rows))
+
+    every = range(len(dataset))
+    # Pillow decodes outside the interpreter lock; a few at a time, as turns need the lock.
+    with bar, ThreadPoolExecutor() as pool:
+        list(pool.map(decode, (every[i : i + 16] for i in every[::16])))
     return images
 
 

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,22 +88,30 @@ def read(path: str | Path) -> Picture:
         if dicom.is_dicom(data):
             return Picture(*dicom.read(data, MAX_PIXELS))
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            _check_opened(picture, data)
             return _read(picture, data)
 
 
 def check(path: str | Path) -> tuple[tuple[int, int], tuple[str, ...]]:
-    """(height, width) and notes of a picture, which is read; a DICOM is not decoded for it.
+    """(height, width) and notes of a picture, decoded only where that is the way to know them.
+
+    Of a DICOM its elements are read; of a plain gray PNG the checksums, which damage would change.
 
     Raises:
         InputError: as `read`.
     """
     path = Path(path)
-    if not is_dicom(path):
-        picture = read(path)
-        return picture.pixels.shape, picture.notes
     data = _bytes_of(path)
     with _named(path):
-        return dicom.check(data, MAX_PIXELS)
+        if dicom.is_dicom(data):
+            return dicom.check(data, MAX_PIXELS)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            _check_opened(picture, data)
+            if picture.format == "PNG" and picture.mode == "L" and _chunks(data) <= _PLAIN:
+                picture.verify()
+                return (picture.height, picture.width), ()
+            read = _read(picture, data)
+            return read.pixels.shape, read.notes
 
 
 @contextlib.contextmanager
@@ -138,8 +147,8 @@ def _bytes_of(path: Path) -> bytes:
         raise InputError(f"{str(path)!r}: not the name of a file") from error
 
 
-def _read(picture: Image.Image, data: bytes) -> Picture:
-    """The picture of an opened file; `data` are all its bytes."""
+def _check_opened(picture: Image.Image, data: bytes) -> None:
+    """Refuse what is known to be no radiograph before a pixel is decoded."""
     if picture.width * picture.height > MAX_PIXELS:
         raise InputError(f"{picture.width} x {picture.height} pixels are {_TOO_LARGE}")
     if picture.format == "TIFF" and picture.n_frames > 1:
@@ -149,6 +158,24 @@ def _read(picture: Image.Image, data: bytes) -> Picture:
         raise OSError("image file is truncated")
     if picture.mode == "F":
         raise InputError("grey levels are floating-point numbers; save it with 8 or 16 bits")
+
+
+# Chunks of a PNG that change nothing of how it is seen; EXIF, for one, may turn it.
+_PLAIN = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"pHYs", b"sBIT", b"tIME"}
+
+
+def _chunks(png: bytes) -> set[bytes]:
+    """The kinds of the chunks that a PNG is made of."""
+    kinds, at = set(), 8
+    while at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        kinds.add(kind)
+        at += length + 12  # with the length, the kind and the checksum
+    return kinds
+
+
+def _read(picture: Image.Image, data: bytes) -> Picture:
+    """The picture of an opened file; `data` are all its bytes."""
     bits, white_is_zero = 8, False
     if picture.format == "PNG":
         bits = data[24]  # in the header, after width and height

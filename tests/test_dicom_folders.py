@@ -106,7 +106,7 @@ def test_one_that_cannot_be_decoded_is_named_and_leaves_nothing(films, tmp_path)
 def test_many_films_are_made_in_processes(tmp_path):
     """Decoders of DICOM hold the interpreter lock. What is made, or broken, is the same."""
     rng = np.random.default_rng(0)
-    for i in range(encoding.FEW + 2):
+    for i in range(encoding.FEW_DICOMS + 2):
         levels = rng.integers(0, 4096, (40, 30)).astype(np.uint16)
         dicoms.save(tmp_path / f"{i:02}.dcm", levels, BitsStored=12)
     paths = sorted(tmp_path.iterdir())
@@ -121,7 +121,7 @@ def test_many_films_are_made_in_processes(tmp_path):
 
 @pytest.mark.slow
 def test_no_process_outlives_the_one_that_was_killed(tmp_path):
-    for i in range(encoding.FEW):
+    for i in range(encoding.FEW_DICOMS):
         dicoms.save(tmp_path / f"{i:02}.dcm", np.zeros((40, 30), np.uint16), BitsStored=12)
     program = (
         "import sys, time, multiprocessing\n"

@@ -92,7 +92,7 @@ def read_image_ids(path: str | Path) -> dict[str, Hashable]:
 def read_instances(
     path: str | Path, folder: str | Path, test_folder: str | Path | None = None
 ) -> Folder:
-    """An annotation file as in `read_annotations` with the pictures of its images, decoded once.
+    """An annotation file as in `read_annotations` with the pictures of its images, each looked at.
 
     A `file_name` is a path below `folder`, and may not leave it. The pictures of `test_folder`, in
     the order of their names, are the test split: they have no annotations, and are as large as the

@@ -1,47 +1,57 @@
 """Pictures as they are stored in a record: square 8-bit gray PNGs, made in parallel."""
 
-import io
+import itertools
 import multiprocessing
 import os
 import signal
 import struct
 import threading
+import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from jaxtyping import UInt8
 
 from jaxdet import InputError
 from jaxdet import images as pictures
 
-# Chunks of a PNG that change nothing of how it is seen; EXIF, for one, may turn it.
-_PLAIN = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"pHYs", b"sBIT", b"tIME"}
-PORTION = 256  # so that those who resize do not run gigabytes ahead of the writer
-FEW = 32  # DICOMs for which processes are not worth their start
+_GRAY, _FROM_ABOVE = 0, 2  # a colour type and a row's filter, by PNG's numbers
+AHEAD = 256  # pictures, or those who make them would run gigabytes ahead of the writer
+# Pictures, and DICOMs among them, for which processes are not worth their start.
+FEW, FEW_DICOMS = 1000, 32
 
 
 def encode_all(paths: Sequence[Path], size: int) -> Iterator[bytes]:
     """Each picture as in `encode`, in order.
 
-    Pillow decodes outside the interpreter lock, in threads; decoders of DICOM hold it, and need
-    processes of their own.
+    Pillow decodes outside the interpreter lock, in threads; but decoders of DICOM hold it, and so
+    does whoever writes the records.
 
     Raises:
         InputError: for the first file that `pictures.read` refuses.
     """
     dicoms = sum(map(pictures.is_dicom, paths))
-    with ThreadPoolExecutor() if dicoms < FEW else _processes() as pool:
+    few = len(paths) < FEW
+    portion = 1 if few else 16  # at a time, as asking for each on its own takes longer
+    starts = range(0, len(paths), portion)
+    with ThreadPoolExecutor() if few and dicoms < FEW_DICOMS else _processes() as pool:
+        coming = (pool.submit(_encode_some, paths[i : i + portion], size) for i in starts)
+        ahead = deque(itertools.islice(coming, AHEAD // portion))
         try:
-            for start in range(0, len(paths), PORTION):
-                yield from pool.map(partial(encode, size=size), paths[start : start + PORTION])
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"{paths[start]} or one of the {PORTION - 1} after it: the process that decoded it "
-                "was killed: is there enough memory?"
-            ) from error
+            for start in starts:
+                try:
+                    made = ahead.popleft().result()
+                    ahead.extend(itertools.islice(coming, 1))
+                except BrokenProcessPool as error:
+                    raise InputError(
+                        f"{paths[start]} or one of the {AHEAD - 1} after it: the process that decoded "
+                        "it was killed: is there enough memory?"
+                    ) from error
+                yield from made
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -67,35 +77,32 @@ def _begin_process() -> None:
     threading.Thread(target=end_with_it, daemon=True).start()
 
 
-def encode(path: Path, size: int) -> bytes:
-    """A picture, which has been checked, as an 8-bit gray PNG of size x size pixels.
+def _encode_some(paths: Sequence[Path], size: int) -> list[bytes]:
+    return [encode(path, size) for path in paths]
 
-    One that is so already, and has nothing else in it, is not touched.
+
+def encode(path: Path, size: int) -> bytes:
+    """A picture as an 8-bit gray PNG of size x size pixels.
 
     Raises:
         InputError: for a file that `pictures.read` refuses.
     """
-    try:
-        with path.open("rb") as file:
-            # PNG's first chunk: width, height, bits a sample, and 0 for gray.
-            begin = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBB", size, size, 8, 0)
-            data = file.read(len(begin))
-            if data == begin:
-                data += file.read()
-                if chunks(data) <= _PLAIN:
-                    return data
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this image ({error.strerror})") from error
-    buffer = io.BytesIO()
-    Image.fromarray(pictures.resize(pictures.read(path).pixels, size)).save(buffer, "png")
-    return buffer.getvalue()
+    return png(pictures.resize(pictures.read(path).pixels, size))
 
 
-def chunks(png: bytes) -> set[bytes]:
-    """The kinds of the chunks that a PNG is made of."""
-    kinds, at = set(), 8
-    while at + 8 <= len(png):
-        length, kind = struct.unpack_from(">I4s", png, at)
-        kinds.add(kind)
-        at += length + 12  # with the length, the kind and the checksum
-    return kinds
+def png(pixels: UInt8[np.ndarray, "height width"]) -> bytes:
+    """A gray PNG that is read nine times as fast as Pillow's.
+
+    It is not compressed, as ArrayRecord compresses what it writes, and much faster; each row is
+    stored as its difference from the row above, as both then come to the same bytes on disk.
+    """
+    height, width = pixels.shape
+    rows = np.full((height, 1 + width), _FROM_ABOVE, np.uint8)
+    rows[:, 1:] = pixels
+    rows[1:, 1:] -= pixels[:-1]
+    header = struct.pack(">IIBBBBB", width, height, 8, _GRAY, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )

@@ -59,7 +59,7 @@ def read_folder(
     test_meta: str | Path | None = None,
     own_classes: bool = False,
 ) -> Folder:
-    """Read and check a whole Kaggle folder; every picture is decoded once.
+    """Read and check a whole Kaggle folder; every picture is looked at, see `images.check`.
 
     The tables are those of the folder, unless named. Without a meta table a picture has the
     original's size; but if the pictures of train are resized, those of test are too, and without
