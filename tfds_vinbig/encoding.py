@@ -48,8 +48,8 @@ def encode_all(paths: Sequence[Path], size: int) -> Iterator[bytes]:
                     ahead.extend(itertools.islice(coming, 1))
                 except BrokenProcessPool as error:
                     raise InputError(
-                        f"{paths[start]} or one of the {AHEAD - 1} after it: the process that decoded "
-                        "it was killed: is there enough memory?"
+                        f"{paths[start]} or one of the {AHEAD - 1} after it: the process that "
+                        "decoded it was killed: is there enough memory?"
                     ) from error
                 yield from made
         finally:
