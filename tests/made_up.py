@@ -20,7 +20,7 @@ def phantom_dataset(num_images: int, size: int = 256, first: int = 0) -> Dataset
     for plan in plans:
         file = io.BytesIO()
         Image.fromarray(draw_image(plan, size)).save(file, "png")
-        records.append({"image": file.getvalue()})
+        records.append(file.getvalue())
     rows = [(i, row) for i, plan in enumerate(plans) for row in plan.readers]
     return Dataset(
         class_names=tuple(CLASS_NAMES),

@@ -64,7 +64,7 @@ def data(made, tmp_path_factory):
     config, dataset = phantom.get_config(), made.dataset
     negative = io.BytesIO()
     Image.fromarray(255 - dataset.decode(5, 256)).save(negative, "png")
-    dataset.source[5] = {"image": negative.getvalue()}
+    dataset.source[5] = negative.getvalue()
     train_set, eval_set = dataset.take(np.arange(48)), dataset.take(np.arange(48, 60))
     targets = make_targets(train_set, config.data.fusion, 128)
     plan = anchors.plan(targets.boxes[targets.mask], targets.labels[targets.mask], 128, 2, 3)

@@ -255,6 +255,6 @@ def test_a_page_of_many_large_films_stays_small(made):
     rng = np.random.default_rng(0)
     file = io.BytesIO()
     Image.fromarray(rng.integers(0, 255, (1024, 1024), np.uint8)).save(file, "png")
-    dataset = replace(made.dataset, source=[{"image": file.getvalue()}] * len(made.dataset))
+    dataset = replace(made.dataset, source=[file.getvalue()] * len(made.dataset))
     one = len(films.film(dataset, 0)["src"])
     assert one * films.FILMS < 16e6

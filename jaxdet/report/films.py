@@ -32,8 +32,7 @@ def jpeg(pixels: UInt8[np.ndarray, "h w"]) -> str:
 
 def film(dataset: Dataset, i: int) -> dict[str, Any]:
     """Image i at its stored size, at most `PIXELS`, to be stretched to the original's shape."""
-    record = dataset.source[int(dataset.rows[i])]["image"]
-    stored = int.from_bytes(record[16:20], "big")  # the width in a PNG's header
+    stored = int.from_bytes(dataset.encoded(i)[16:20], "big")  # the width in a PNG's header
     height, width = dataset.sizes[i]
     return {
         "id": str(dataset.ids[i]),
