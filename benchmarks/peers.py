@@ -35,7 +35,7 @@ def make_config(network: str, size: int, batch_size: int, dtype: str) -> ConfigD
     """The config of "r18", "r50" (`configs/retina.py`) or "phantom" (`configs/phantom.py`)."""
     if network == "phantom":
         config = phantom.get_config()
-        config.model.anchor_scales, config.model.aspect_ratios = (1.6, 3.56), (0.35, 1.0, 2.0)
+        config.model.anchor_scales, config.model.aspect_ratios = (2.24,), (0.71,)  # planned
     else:
         config = retina.get_config()
         config.data.image_size, config.train.batch_size = size, batch_size

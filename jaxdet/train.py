@@ -28,7 +28,8 @@ def plan_anchors(
 ) -> tuple[ConfigDict, list[str]]:
     """The config with anchors planned from the training boxes, and the fields that it had none in.
 
-    Says how many boxes of each class the anchors can reach: the others learn from poor matches.
+    Says how many boxes of each class the anchors can reach: by IoU, the others learn from poor
+    matches.
     """
     config = config.copy_and_resolve_references()
     model, size = config.model, config.data.image_size
@@ -50,7 +51,8 @@ def plan_anchors(
     layout = [model[name] for name in names]
     reached = anchors.best_iou(boxes, (size, size), *layout) >= 0.5
     print(f"anchors: levels {layout[0]}, scales {layout[1]} strides, height / width {layout[2]}")
-    print(f"they reach {reached.mean():.1%} of {len(boxes)} training boxes at IoU 0.5:")
+    asked = " (ATSS asks for none)" if config.loss.matching == "atss" else ""
+    print(f"they reach {reached.mean():.1%} of {len(boxes)} training boxes at IoU 0.5{asked}:")
     for label in np.unique(labels):
         mine = reached[labels == label]
         print(f"  {class_names[label]:<20} {mine.mean():6.1%} of {len(mine)}")
