@@ -191,6 +191,7 @@ def main(_):
     config.model.backbone.depth, config.model.backbone.width = 18, 64
     config.model.fpn_channels = config.model.head_channels = 64
     config.model.head_depth = 4
+    config.model.levels = (2, 3, 4, 5, 6)
     config.model.num_scales, config.model.num_ratios = 2, 3
     config.data.normal_share, config.train.learning_rate = 0.25, 2e-3
     config.train.steps, config.train.warmup_steps = FLAGS.steps, FLAGS.steps // 10

@@ -75,7 +75,6 @@ def decoded(dataset: Dataset, size: int) -> None:
 def fed(dataset: Dataset) -> None:
     """Print the time of a step by what feeds it."""
     config = phantom.get_config()
-    config.model.levels = (2, 3, 4, 5, 6)
     config.model.anchor_scales, config.model.aspect_ratios = (2.24,), (0.71,)
     size = config.data.image_size
     streams = {

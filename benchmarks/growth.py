@@ -34,6 +34,7 @@ SCALES = {3: (2.0,), 6: (1.6, 3.56), 9: (1.26, 2.0, 3.56), 15: (1.26, 1.6, 2.0, 
 def make(pixels: int, images: int, boxes: int, anchors: int) -> Ours:
     config = peers.make_config("phantom", 0, 0, "float32")
     config.data.image_size, config.train.batch_size = pixels, images
+    config.model.levels = (2, 3, 4, 5, 6)
     config.model.anchor_scales, config.model.aspect_ratios = SCALES[anchors], (0.35, 1.0, 2.0)
     batch = peers.random_batch(config, np.random.default_rng(0), boxes)
     return Ours(config, batch, 1)

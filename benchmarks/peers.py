@@ -46,7 +46,7 @@ def make_config(network: str, size: int, batch_size: int, dtype: str) -> ConfigD
         config.loss.update({"matching": "iou", "box": "l1", "box_weight": 1.0})  # as torchvision's
         for name in config.augment:
             config.augment[name] = 0.0
-    config.model.levels = (2, 3, 4, 5, 6)
+        config.model.levels = (2, 3, 4, 5, 6)
     return config
 
 

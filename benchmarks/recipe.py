@@ -42,6 +42,7 @@ BASE = {
     "data.fusion": "wbf@0.4",
     "data.normal_share": 0.25,
     "data.balance_classes": False,
+    "model.levels": (2, 3, 4, 5, 6),
     "model.num_scales": 2,
     "model.num_ratios": 3,
     "augment.flip": 0.0,

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.model.fpn_channels = 48
     config.model.head_channels = 48
     config.model.head_depth = 1
+    config.model.levels = (2, 3, 4, 5)  # anchors of a sixth would be larger than the film
     config.model.num_scales = config.model.num_ratios = 1  # with ATSS, more find no more
     config.model.dtype = "float32"  # bfloat16 does not help a CPU
     config.train.steps = 1_400

@@ -7,6 +7,7 @@ says what each is worth.
 
 import contextlib
 import ctypes
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -57,3 +58,46 @@ def conv_1x1(
     """A convolution that looks at one location at a time: a product of matrices."""
     x = x[:, ::stride, ::stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int, padding: int
+) -> Float[Array, "b h2 w2 d"]:
+    """A convolution, whose kernel's gradient XLA makes of `x` as it is.
+
+    That gradient is a convolution of images that come last. Turned so by a transpose, they would be
+    computed anew from what made them, pixel by pixel from far apart; a product's factors are not.
+    """
+    return _conv(x, kernel, stride, padding)
+
+
+def _conv(x, kernel, stride, padding):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _conv_backward(stride, padding, kept, g):
+    x, kernel = kept
+    of_x, of_kernel = jax.vjp(lambda *args: _conv(*args, stride, padding), x, kernel)[1](g)
+    if jax.device_count() == 1:  # or devices would tell each other their images
+        images_last = jnp.einsum("bhwc,bn->hwcn", x, jnp.eye(len(x), dtype=x.dtype))
+        sides = zip(x.shape[1:3], kernel.shape, g.shape[1:3], strict=False)
+        ends = [(padding, (out - 1) * stride + k - size - padding) for size, k, out in sides]
+        of_kernel = jax.lax.conv_general_dilated(
+            images_last,
+            g,
+            window_strides=(1, 1),
+            padding=ends,
+            rhs_dilation=(stride, stride),
+            dimension_numbers=("HWNC", "IHWO", "HWNC"),
+        )
+    return of_x, of_kernel
+
+
+conv.defvjp(lambda *args: (_conv(*args), args[:2]), _conv_backward)

@@ -44,13 +44,7 @@ class Conv(nnx.Conv):
         ):
             x = winograd.conv_3x3(x, kernel)
         else:
-            x = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.strides, self.strides),
-                padding=((self.padding, self.padding), (self.padding, self.padding)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            x = cpu.conv(x, kernel, self.strides, self.padding)
         return x if self.bias is None else cpu.add_bias(x, jnp.asarray(self.bias[...], self.dtype))
 
 
