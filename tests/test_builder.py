@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +308,28 @@ def test_a_failure_leaves_nothing_behind(folder, tmp_path, monkeypatch, error, t
     with pytest.raises(InputError if error is OSError else error):
         builder.build("256", data, folder)
     assert tree(tmp_path) == before
+
+
+def test_a_png_that_only_decoding_shows_to_be_broken_is_named(folder, tmp_path):
+    """Its checksums are right, so the check has nothing against it; its data is not packed."""
+    whole, chunk = encoding.png(picture(0)), b"IDATnot by deflate"
+    broken = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (folder / "train/b.png").write_bytes(whole[:33] + broken + whole[-12:])
+    assert images.check(folder / "train/b.png") == ((256, 256), ())
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match=r"^\S+/train/b\.png: broken image \(.*\)$"):
+        builder.build("256", tmp_path / "data", folder)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("config", ["256", "films"])
+def test_many_pictures_are_stored_by_processes(folder, tmp_path, monkeypatch, config):
+    few = builder.build(config, tmp_path / "few", folder, size=256)
+    monkeypatch.setattr(encoding, "FEW", 2)
+    many = builder.build(config, tmp_path / "many", folder, size=256)
+    assert files(few).keys() == files(many).keys()
+    records_of = {name: text for name, text in files(few).items() if "array_record" in name}
+    assert records_of and records_of.items() <= files(many).items()
 
 
 def test_a_data_dir_that_cannot_be_written_is_named(folder, tmp_path):
