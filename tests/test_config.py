@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 def ours(**changes):
     config = phantom.get_config()
-    config.model.update({"anchor_scales": (1.0,), "aspect_ratios": (1.0,)})
+    config.model.update({"levels": None, "anchor_scales": (1.0,), "aspect_ratios": (1.0,)})
     for name, value in changes.items():
         section, field = name.split("__")
         with config.ignore_type():
