@@ -64,10 +64,11 @@ def conv_1x1(
 def conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int, padding: int
 ) -> Float[Array, "b h2 w2 d"]:
-    """A convolution, whose kernel's gradient XLA makes of `x` as it is.
+    """A convolution, whose kernel has its gradient faster.
 
-    That gradient is a convolution of images that come last. Turned so by a transpose, they would be
-    computed anew from what made them, pixel by pixel from far apart; a product's factors are not.
+    That gradient is a convolution of images that come last. XLA fuses the transpose that turns them
+    so with what made `x`, and computes `x` again in an order that misses the cache. A product with
+    the identity turns them too, and is not fused.
     """
     return _conv(x, kernel, stride, padding)
 
