@@ -125,12 +125,13 @@ def decode_all(
     def decode(rows):
         for i in rows:
             images[i] = dataset.decode(i, image_size)
-        bar.update(len(rows))
+        return len(rows)
 
     every = range(len(dataset))
     # Pillow decodes outside the interpreter lock; a few at a time, as turns need the lock.
     with bar, ThreadPoolExecutor() as pool:
-        list(pool.map(decode, (every[i : i + 16] for i in every[::16])))
+        for count in pool.map(decode, (every[i : i + 16] for i in every[::16])):
+            bar.update(count)
     return images
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
-from tensorflow_datasets.core import shuffle
+from tensorflow_datasets.core import file_adapters, shuffle
 from tensorflow_datasets.proto import tf_example_pb2
 
 import tfds_vinbig
@@ -183,8 +183,20 @@ def test_what_is_stored_takes_little_room(tmp_path):
         record = tf_example_pb2.Example()
         record.features.feature["image"].bytes_list.value.append(encoding.png(pixels))
         records.append((seed, record.SerializeToString()))
-    builder.StableWriter("array_record").write(tmp_path / "records", records)
+    builder.StableWriter(file_adapters.FileFormat.ARRAY_RECORD).write(tmp_path / "records", records)
     assert (tmp_path / "records").stat().st_size < 1.2 * compressed < 0.8 * 40 * 256 * 256
+
+
+def test_another_file_format_is_left_to_tfds(tmp_path, monkeypatch):
+    """`tfds build --file_format=` may ask: ArrayRecord under another's name is unreadable."""
+    written = []
+    monkeypatch.setattr(
+        file_adapters.TfRecordFileAdapter, "write_examples",
+        lambda path, examples: written.extend(examples),
+    )  # fmt: skip
+    data = tf_example_pb2.Example().SerializeToString()
+    builder.StableWriter(file_adapters.FileFormat.TFRECORD).write(tmp_path / "x", [(0, data)])
+    assert written == [(0, data)] and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["rgb", "16 bit", "jpeg", "2 bit", "palette"])

@@ -28,8 +28,8 @@ FEW, FEW_DICOMS = 1000, 32
 def encode_all(paths: Sequence[Path], size: int) -> Iterator[bytes]:
     """Each picture as in `encode`, in order.
 
-    Pillow decodes outside the interpreter lock, in threads; but decoders of DICOM hold it, and so
-    does whoever writes the records.
+    Pillow decodes outside the interpreter lock, so in threads; many pictures in processes, as
+    whoever writes the records holds it meanwhile, and DICOM too, whose decoders hold it.
 
     Raises:
         InputError: for the first file that `pictures.read` refuses.

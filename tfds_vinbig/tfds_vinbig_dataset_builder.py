@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core import shuffle, writer
+from tensorflow_datasets.core import file_adapters, shuffle, writer
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
@@ -43,14 +43,19 @@ if importlib.util.find_spec("tensorflow") is None:
 class StableWriter(writer.ExampleWriter):
     """Writes the fields of a record in one order; protobuf's differs from process to process.
 
-    And with zstd's first level, not its third: three times as fast, and pictures are as small.
+    ArrayRecord with zstd's first level, not its third: three times as fast, pictures are as small.
     """
 
     def write(self, path, examples):
         parse = tf_example_pb2.Example.FromString
+        ordered = (
+            (key, parse(data).SerializeToString(deterministic=True)) for key, data in examples
+        )
+        if self.file_format != file_adapters.FileFormat.ARRAY_RECORD:  # of `tfds build`
+            return super().write(path, ordered)
         file = ArrayRecordWriter(os.fspath(path), "group_size:1,zstd:1")
-        for _, data in examples:
-            file.write(parse(data).SerializeToString(deterministic=True))
+        for _, data in ordered:
+            file.write(data)
         file.close()
 
 
