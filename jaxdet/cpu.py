@@ -70,10 +70,10 @@ def conv(
     so with what made `x`, and computes `x` again in an order that misses the cache. A product with
     the identity turns them too, and is not fused.
     """
-    return _conv(x, kernel, stride, padding)
+    return plain_conv(x, kernel, stride, padding)
 
 
-def _conv(x, kernel, stride, padding):
+def plain_conv(x, kernel, stride, padding):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -85,7 +85,7 @@ def _conv(x, kernel, stride, padding):
 
 def _conv_backward(stride, padding, kept, g):
     x, kernel = kept
-    of_x, of_kernel = jax.vjp(lambda *args: _conv(*args, stride, padding), x, kernel)[1](g)
+    of_x, of_kernel = jax.vjp(lambda *args: plain_conv(*args, stride, padding), x, kernel)[1](g)
     if jax.device_count() == 1:  # or devices would tell each other their images
         images_last = jnp.einsum("bhwc,bn->hwcn", x, jnp.eye(len(x), dtype=x.dtype))
         sides = zip(x.shape[1:3], kernel.shape, g.shape[1:3], strict=False)
@@ -101,4 +101,4 @@ def _conv_backward(stride, padding, kept, g):
     return of_x, of_kernel
 
 
-conv.defvjp(lambda *args: (_conv(*args), args[:2]), _conv_backward)
+conv.defvjp(lambda *args: (plain_conv(*args), args[:2]), _conv_backward)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxdet.models.layers import conv
+from jaxdet.models.layers import conv, relu
 
 # Uniform with bound sqrt(3 / fan_in), as torchvision's FPN has it (kaiming_uniform_ with a = 1).
 uniform = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -65,5 +65,5 @@ class FPN(nnx.Module):
         top = pyramid[-1] if self.p6_from == "p5" else features[-1]
         for layer in self.extra:
             pyramid.append(layer(top))
-            top = nnx.relu(pyramid[-1])
+            top = relu(pyramid[-1])
         return pyramid

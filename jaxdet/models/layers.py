@@ -30,14 +30,28 @@ def names_of_layer(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+@jax.custom_jvp
+def relu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """`jax.nn.relu`, whose gradient asks what came out: what went in need not be kept."""
+    return jnp.maximum(x, 0)
+
+
+relu.defjvps(lambda tangent, y, _: jnp.where(y != 0, tangent, 0))
+
+
 class Conv(nnx.Conv):
     """`nnx.Conv` of one stride for both directions."""
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        bias = None if self.bias is None else self.bias[...]
+        return self.convolve(x, self.kernel[...], bias)
+
+    def convolve(self, x, kernel, bias):
+        """With another kernel and bias than its own."""
+        x, kernel = x.astype(self.dtype), jnp.asarray(kernel, self.dtype)
         if not cpu.on_cpu():
-            return super().__call__(x)
-        x, kernel = x.astype(self.dtype), jnp.asarray(self.kernel[...], self.dtype)
-        if self.kernel_size == (1, 1):
+            x = cpu.plain_conv(x, kernel, self.strides, self.padding)
+        elif self.kernel_size == (1, 1):
             x = cpu.conv_1x1(x, kernel, self.strides)
         elif (*self.kernel_size, self.strides, self.padding) == (3, 3, 1, 1) and winograd.pays(
             x, kernel
@@ -45,7 +59,7 @@ class Conv(nnx.Conv):
             x = winograd.conv_3x3(x, kernel)
         else:
             x = cpu.conv(x, kernel, self.strides, self.padding)
-        return x if self.bias is None else cpu.add_bias(x, jnp.asarray(self.bias[...], self.dtype))
+        return x if bias is None else cpu.add_bias(x, jnp.asarray(bias, self.dtype))
 
 
 def batch_norm(
@@ -182,8 +196,7 @@ class FrozenBatchNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        scale = self.scale[...] * jax.lax.rsqrt(self.var[...])
-        shift = self.bias[...] - self.mean[...] * scale
+        scale, shift = scale_and_shift(self, 0.0)
         return x * scale.astype(self.dtype) + shift.astype(self.dtype)
 
 
@@ -218,3 +231,31 @@ class Norm(nnx.Module):
         if isinstance(self.layer, nnx.BatchNorm):
             return self.layer(x, use_running_average=not train)
         return self.layer(x)
+
+    def fixed(self, train: bool) -> tuple[Float[Array, "c"], Float[Array, "c"]] | None:
+        """The scale and shift of each channel, if they do not depend on what comes in."""
+        layer = self.layer
+        if isinstance(layer, FrozenBatchNorm):
+            return scale_and_shift(layer, 0.0)
+        if isinstance(layer, nnx.BatchNorm) and not train:
+            return scale_and_shift(layer, EPSILON)
+        return None
+
+
+def scale_and_shift(
+    layer: nnx.BatchNorm | FrozenBatchNorm, epsilon: float
+) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
+    """What normalisation by the averages of BatchNorm multiplies with and adds."""
+    scale = layer.scale[...] * jax.lax.rsqrt(layer.var[...] + epsilon)
+    return scale, layer.bias[...] - layer.mean[...] * scale
+
+
+def conv_norm(
+    conv: Conv, norm: Norm, x: Float[Array, "b h w c"], train: bool
+) -> Float[Array, "b h2 w2 d"]:
+    """`norm(conv(x), train)`; a fixed scale is taken into the kernel, which saves reading twice."""
+    fixed = norm.fixed(train)
+    if fixed is None:
+        return norm(conv(x), train)
+    scale, shift = fixed
+    return conv.convolve(x, conv.kernel[...] * scale, shift)

@@ -17,7 +17,7 @@ from jaxdet.anchors import pyramid_anchors
 from jaxdet.losses import image_loss, retinanet_loss
 from jaxdet.matching import count_unmatched, match_anchors, match_anchors_atss
 from jaxdet.models.fpn import FPN
-from jaxdet.models.layers import Norm, conv
+from jaxdet.models.layers import Norm, conv, relu
 from jaxdet.nms import Detections, nms_mask
 
 # The probability that an untrained anchor gives to each class (paper, section 4.1). It belongs on
@@ -59,8 +59,24 @@ class Head(nnx.Module):
     def __call__(self, x, train):
         for i, layer in enumerate(self.tower):
             x = layer(x)
-            x = nnx.relu(self.norms[i](x, train) if self.norms else x)
+            x = relu(self.norms[i](x, train) if self.norms else x)
         return self.final(x).reshape(x.shape[0], -1)
+
+
+def top_k(
+    x: Float[Array, "n"], k: int, group: int = 16
+) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+    """`jax.lax.top_k`, of equal values the first ones too, without sorting them all.
+
+    The k largest values are in the k groups that have the largest maxima.
+    """
+    if len(x) <= 2 * group * k:
+        return tuple(jax.lax.top_k(x, k))
+    groups = jnp.pad(x, (0, -len(x) % group), constant_values=-jnp.inf).reshape(-1, group)
+    _, likely = top_k(groups.max(axis=1), k, group)
+    likely = jnp.sort(likely)  # in order again, for equal values
+    best, index = jax.lax.top_k(groups[likely].reshape(-1), k)
+    return best, likely[index // group] * group + index % group
 
 
 def select_detections(
@@ -91,14 +107,9 @@ def select_detections(
     start = 0
     for anchors in pyramid:
         end = start + len(anchors)
-        # The k best pairs are of the k anchors with the best pairs, so not all pairs need sorting.
-        # These anchors are put back in order, since of equal pairs the first counts as better.
-        of_anchor = probabilities[start:end].max(axis=1)
-        _, likely = jax.lax.top_k(of_anchor, min(pre_nms_top_k, len(anchors)))
-        likely = jnp.sort(likely)
-        pairs = probabilities[start:end][likely].reshape(-1)
-        best, pair = jax.lax.top_k(pairs, min(pre_nms_top_k, len(pairs)))
-        anchor = likely[pair // num_classes]
+        pairs = probabilities[start:end].reshape(-1)
+        best, pair = top_k(pairs, min(pre_nms_top_k, len(pairs)))
+        anchor = pair // num_classes
         offsets = box_offsets[start:end][anchor].astype(jnp.float32)
         boxes.append(
             box_ops.clip(box_ops.decode(offsets, jnp.asarray(anchors)[anchor]), *image_size)
