@@ -50,7 +50,10 @@ class Conv(nnx.Conv):
         """With another kernel and bias than its own."""
         x, kernel = x.astype(self.dtype), jnp.asarray(kernel, self.dtype)
         if not cpu.on_cpu():
-            x = cpu.plain_conv(x, kernel, self.strides, self.padding)
+            # In eights, or cuDNN copies everything to another number of channels and back.
+            channels = kernel.shape[-1]
+            kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, -channels % 8)))
+            x = cpu.plain_conv(x, kernel, self.strides, self.padding)[..., :channels]
         elif self.kernel_size == (1, 1):
             x = cpu.conv_1x1(x, kernel, self.strides)
         elif (*self.kernel_size, self.strides, self.padding) == (3, 3, 1, 1) and winograd.pays(
@@ -253,8 +256,8 @@ def scale_and_shift(
 def conv_norm(
     conv: Conv, norm: Norm, x: Float[Array, "b h w c"], train: bool
 ) -> Float[Array, "b h2 w2 d"]:
-    """`norm(conv(x), train)`; a fixed scale is taken into the kernel, which saves reading twice."""
-    fixed = norm.fixed(train)
+    """`norm(conv(x), train)`; on a GPU, a fixed scale and shift become the convolution's own."""
+    fixed = None if cpu.on_cpu() else norm.fixed(train)
     if fixed is None:
         return norm(conv(x), train)
     scale, shift = fixed
