@@ -60,6 +60,19 @@ def conv_1x1(
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
 
 
+def plain_conv(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int, padding: int
+) -> Float[Array, "b h2 w2 d"]:
+    """A convolution as XLA makes it."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int, padding: int
@@ -71,16 +84,6 @@ def conv(
     the identity turns them too, and is not fused.
     """
     return plain_conv(x, kernel, stride, padding)
-
-
-def plain_conv(x, kernel, stride, padding):
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
 
 def _conv_backward(stride, padding, kept, g):

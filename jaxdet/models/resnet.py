@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdet import cpu
 from jaxdet.models.layers import Norm, OnesConv, conv, conv_norm, names_of_layer, relu, run_block
 
 BLOCKS = {
@@ -35,19 +36,14 @@ def max_pool_3x3_stride_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c
 def conv_7x7_stride_2(
     x: Float[Array, "b h w c"], kernel: Float[Array, "7 7 c d"]
 ) -> Float[Array, "b h2 w2 d"]:
-    """The convolution, padded by 3, of blocks of 2x2 pixels: few channels are slow on a GPU."""
+    """The convolution, padded by 3, as one of blocks of 2x2 pixels: a GPU wants channels."""
     b, h, w, c = x.shape
-    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
-    x = x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2 * c).swapaxes(2, 3)
-    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))  # 8x8: pixels -4 to 3 of each
+    # The kernel as 8x8, from 4 pixels before to 3 after; the image as far, to whole blocks.
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (4, 2 + h % 2), (4, 2 + w % 2), (0, 0)))
+    x = x.reshape(b, x.shape[1] // 2, 2, -1, 2 * c).swapaxes(2, 3)
     kernel = kernel.reshape(4, 2, 4, 2 * c, -1).swapaxes(1, 2)
-    return jax.lax.conv_general_dilated(
-        x.reshape(*x.shape[:3], 4 * c),
-        kernel.reshape(4, 4, 4 * c, -1),
-        window_strides=(1, 1),
-        padding=((2, 1), (2, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    return cpu.plain_conv(x.reshape(*x.shape[:3], -1), kernel.reshape(4, 4, 4 * c, -1), 1, 0)
 
 
 class Stem(nnx.Module):
@@ -60,7 +56,7 @@ class Stem(nnx.Module):
 
     def __call__(self, x, train):
         kernel = self.conv.kernel[...]
-        if self.ones is not None:
+        if self.ones is not None:  # one convolution of two channels
             x = jnp.concatenate([x, jnp.ones_like(x)], axis=-1)
             kernel = jnp.concatenate([kernel, self.ones.kernel[...]], axis=2)
         y = conv_7x7_stride_2(x.astype(self.conv.dtype), kernel.astype(self.conv.dtype))
