@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdet import boxes as box_ops
-from jaxdet.cpu import on_cpu
+from jaxdet import cpu
 
 
 class Detections(NamedTuple):
@@ -42,7 +42,7 @@ def nms_mask(
 
     def settle(state):
         keep, _ = state
-        for _ in range(1 if on_cpu() else 4):  # at each look at the result, a GPU stands still
+        for _ in range(1 if cpu.on_cpu() else 4):  # at each look at the result, a GPU stands still
             before, keep = keep, ~(suppresses & keep[:, None]).any(axis=0)
         return keep, (keep != before).any()
 

@@ -49,15 +49,18 @@ def value_and_gradients(layer, x, **kwargs):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kernel, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
-def test_convolution(monkeypatch, kernel, stride, bias):
+@pytest.mark.parametrize(
+    "channels, outputs, kernel, stride",
+    [(5, 6, 1, 1), (5, 6, 1, 2), (5, 6, 3, 1), (5, 6, 3, 2), (5, 6, 7, 2), (36, 4, 3, 1)],
+)
+def test_convolution(monkeypatch, channels, outputs, kernel, stride, bias):
     layer = layers.conv(
-        5, 6, kernel, stride, bias=bias, bias_init=nnx.initializers.normal(1.0),
+        channels, outputs, kernel, stride, bias=bias, bias_init=nnx.initializers.normal(1.0),
         dtype="float32", rngs=nnx.Rngs(0),
     )  # fmt: skip
     monkeypatch.setattr(jax, "device_count", lambda: 1)  # or the gradient is the plain one
     for height, width in ((8, 6), (7, 9)):  # odd sizes too: a stride starts at the first pixel
-        x = noise(2, height, width, 5)
+        x = noise(2, height, width, channels)
         assert_close(both_ways(monkeypatch, lambda x=x: value_and_gradients(layer, x)))
 
 
@@ -98,6 +101,19 @@ def test_a_detector_has_the_same_loss_and_gradients(monkeypatch):
         return value, optax.tree.norm(grads), batch_stats_after
 
     assert_close(both_ways(monkeypatch, compute))
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen_batch", "group"])
+def test_a_fixed_normalisation_is_the_convolutions_own(monkeypatch, norm):
+    conv = layers.conv(5, 16, 3, dtype="float32", rngs=nnx.Rngs(0))
+    norm = layers.Norm(norm, 16, dtype="float32", rngs=nnx.Rngs(0))
+    leaves, structure = jax.tree.flatten(nnx.state(norm))
+    numbers = [noise(16, seed=seed) ** 2 for seed in range(len(leaves))]
+    nnx.update(norm, jax.tree.unflatten(structure, numbers))
+    x = noise(2, 6, 7, 5)
+    for train in (False, True):
+        compute = lambda: layers.conv_norm(conv, nnx.clone(norm), x, train)  # noqa: B023, E731
+        assert_close(both_ways(monkeypatch, compute))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="said to glibc")

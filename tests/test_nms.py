@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdet import boxes as box_ops
+from jaxdet import cpu
 from jaxdet.compilation import jit
 from jaxdet.nms import nms_mask
 
@@ -30,8 +32,11 @@ def test_equals_greedy(seed, threshold, num_classes):
     assert np.flatnonzero(got).tolist() == greedy(boxes, labels, threshold)
 
 
-def test_a_chain_settles():
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_chain_settles(monkeypatch, on_cpu):
     """Each box suppresses only the next: every second one stays."""
+    monkeypatch.setattr(cpu, "on_cpu", lambda: on_cpu)
     x = np.arange(32) * 4.0
     boxes = np.stack([x, 0 * x, x + 10, 0 * x + 10], axis=1).astype("f")
-    assert nms[0.3](boxes, np.zeros(32, int)).tolist() == [i % 2 == 0 for i in range(32)]
+    keep = jit(lambda *args: nms_mask(*args, 0.3))(boxes, np.zeros(32, int))
+    assert keep.tolist() == [i % 2 == 0 for i in range(32)]

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxdet import boxes as box_ops
 from jaxdet import models
@@ -12,7 +14,7 @@ from jaxdet.anchors import pyramid_anchors
 from jaxdet.compilation import jit
 from jaxdet.losses import image_loss, retinanet_loss
 from jaxdet.matching import match_anchors, match_anchors_atss
-from jaxdet.models.retinanet import Outputs, select_detections
+from jaxdet.models.retinanet import Outputs, select_detections, top_k
 from tests import networks
 
 SIZE = (32, 48)
@@ -70,6 +72,16 @@ def test_detections_equal_the_rule_in_loops(seed, ties):
         assert got.mask[i] and got.labels[i] == label
         np.testing.assert_allclose(got.scores[i], score, rtol=1e-5)
         np.testing.assert_allclose(got.boxes[i], box, atol=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 4), st.integers(1, 60))
+def test_the_best_are_found_group_by_group(n, k, group, values):
+    """Of equal ones the first, as of `jax.lax.top_k`."""
+    x = jnp.asarray(np.random.default_rng(n).integers(0, values, n), jnp.float32)
+    k = min(k, n)
+    for ours, theirs in zip(top_k(x, k, group + 1), jax.lax.top_k(x, k), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_nothing_above_the_threshold_is_nothing():

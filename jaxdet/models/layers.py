@@ -44,8 +44,10 @@ class Conv(nnx.Conv):
     """`nnx.Conv` of one stride for both directions."""
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        bias = None if self.bias is None else self.bias[...]
-        return self.convolve(x, self.kernel[...], bias)
+        kernel, bias = (
+            None if p is None else jnp.asarray(p[...]) for p in (self.kernel, self.bias)
+        )
+        return self.convolve(x, kernel, bias)
 
     def convolve(
         self,
@@ -54,21 +56,22 @@ class Conv(nnx.Conv):
         bias: Float[Array, "d"] | None,
     ) -> Float[Array, "b h2 w2 d"]:
         """With another kernel and bias than its own."""
-        x, kernel = x.astype(self.dtype), jnp.asarray(kernel, self.dtype)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        *size, c, d = kernel.shape
+        padded_3x3 = (*size, self.strides, self.padding) == (3, 3, 1, 1)
         if not cpu.on_cpu():
             # In eights, or cuDNN copies everything to another number of channels and back.
-            channels = kernel.shape[-1]
-            kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, -channels % 8)))
-            x = cpu.plain_conv(x, kernel, self.strides, self.padding)[..., :channels]
-        elif self.kernel_size == (1, 1):
+            kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, -d % 8)))
+            x = cpu.plain_conv(x, kernel, self.strides, self.padding)[..., :d]
+        elif size == [1, 1]:
             x = cpu.conv_1x1(x, kernel, self.strides)
-        elif (*self.kernel_size, self.strides, self.padding) == (3, 3, 1, 1) and winograd.pays(
-            x, kernel
-        ):
+        elif padded_3x3 and winograd.pays(x, kernel):
             x = winograd.conv_3x3(x, kernel)
+        elif padded_3x3 and 9 * d <= c:
+            x = cpu.conv_3x3_few(x, kernel)
         else:
             x = cpu.conv(x, kernel, self.strides, self.padding)
-        return x if bias is None else cpu.add_bias(x, jnp.asarray(bias, self.dtype))
+        return x if bias is None else cpu.add_bias(x, bias.astype(self.dtype))
 
 
 def batch_norm(

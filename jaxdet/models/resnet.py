@@ -41,9 +41,9 @@ def conv_7x7_stride_2(
     # The kernel as 8x8, from 4 pixels before to 3 after; the image as far, to whole blocks.
     kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
     x = jnp.pad(x, ((0, 0), (4, 2 + h % 2), (4, 2 + w % 2), (0, 0)))
-    x = x.reshape(b, x.shape[1] // 2, 2, -1, 2 * c).swapaxes(2, 3)
+    x = x.reshape(b, x.shape[1] // 2, 2, x.shape[2] // 2, 2 * c).swapaxes(2, 3)
     kernel = kernel.reshape(4, 2, 4, 2 * c, -1).swapaxes(1, 2)
-    return cpu.plain_conv(x.reshape(*x.shape[:3], -1), kernel.reshape(4, 4, 4 * c, -1), 1, 0)
+    return cpu.plain_conv(x.reshape(*x.shape[:3], 4 * c), kernel.reshape(4, 4, 4 * c, -1), 1, 0)
 
 
 class Stem(nnx.Module):
@@ -55,11 +55,11 @@ class Stem(nnx.Module):
         self.norm = Norm(norm, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, train):
-        kernel = self.conv.kernel[...]
+        kernel, dtype = self.conv.kernel[...], self.conv.dtype
         if self.ones is not None:  # one convolution of two channels
             x = jnp.concatenate([x, jnp.ones_like(x)], axis=-1)
             kernel = jnp.concatenate([kernel, self.ones.kernel[...]], axis=2)
-        y = conv_7x7_stride_2(x.astype(self.conv.dtype), kernel.astype(self.conv.dtype))
+        y = conv_7x7_stride_2(x.astype(dtype), jnp.asarray(kernel, dtype))
         return max_pool_3x3_stride_2(relu(self.norm(y, train)))
 
 
