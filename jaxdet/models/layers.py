@@ -185,7 +185,8 @@ class OnesConv(nnx.Module):
     def __call__(self, height: int, width: int) -> Float[Array, "1 h w c"]:
         """For an image of that many pixels."""
         ones = jnp.ones((1, height, width, 1), self.dtype)
-        return cpu.plain_conv(ones, self.kernel[...].astype(self.dtype), self.stride, self.padding)
+        kernel = jnp.asarray(self.kernel[...], self.dtype)
+        return cpu.plain_conv(ones, kernel, self.stride, self.padding)
 
 
 class FrozenBatchNorm(nnx.Module):
