@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxdet import InputError, fusion
+from jaxdet import images as pictures
 from jaxdet.dataset import Dataset
 
 
@@ -128,8 +129,9 @@ def decode_all(
         return len(rows)
 
     every = range(len(dataset))
-    # Pillow decodes outside the interpreter lock; a few at a time, as turns need the lock.
-    with bar, ThreadPoolExecutor() as pool:
+    # Pillow decodes outside the interpreter lock, but threads wait for their turns with it: a few
+    # pictures at a time, and no more threads than cores.
+    with bar, ThreadPoolExecutor(pictures.cores()) as pool:
         for count in pool.map(decode, (every[i : i + 16] for i in every[::16])):
             bar.update(count)
     return images

@@ -251,6 +251,12 @@ def resize(
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
 
+def cores() -> int:
+    """Of the processor, as many as this process may use."""
+    may = getattr(os, "sched_getaffinity", None)  # of Linux
+    return len(may(0)) if may else os.cpu_count() or 1
+
+
 def decode(data: bytes, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
     """The stored PNG of a record (8-bit gray, see the builder) at the model's size."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:

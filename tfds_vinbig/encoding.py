@@ -59,7 +59,7 @@ def encode_all(paths: Sequence[Path], size: int) -> Iterator[bytes]:
 def _processes() -> ProcessPoolExecutor:
     """Started anew, as what is forked beside threads may hang."""
     return ProcessPoolExecutor(
-        len(os.sched_getaffinity(0)),
+        pictures.cores(),
         multiprocessing.get_context("spawn"),
         initializer=_begin_process,
     )
