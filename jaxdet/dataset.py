@@ -1,12 +1,15 @@
 """A built dataset: its images, what the readers said of them, and the names of its classes."""
 
 import hashlib
+import itertools
+import math
 import os
 import zlib
 from collections.abc import MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -161,6 +164,37 @@ def _fields(record: bytes) -> MutableMapping:
     return tf_example_pb2.Example.FromString(record).features.feature
 
 
+class _Record(NamedTuple):
+    """What there is in a record beside the image."""
+
+    image_id: str
+    index: int
+    size: tuple[int, int]
+    checksum: int
+    labels: list[int]
+    readers: list[str]
+    normal_readers: list[str]
+    corners: list[float]  # four a box, as TFDS has them: ymin, xmin, ymax, xmax, of the image 1
+
+
+def _parse(record: bytes) -> _Record:
+    fields = _fields(record)
+    readers, normal = (
+        [name.decode() for name in fields[kind].bytes_list.value]
+        for kind in ("objects/reader", "normal_readers")
+    )
+    return _Record(
+        image_id=fields["image_id"].bytes_list.value[0].decode(),
+        index=fields["index"].int64_list.value[0],
+        size=(fields["height"].int64_list.value[0], fields["width"].int64_list.value[0]),
+        checksum=zlib.crc32(fields["image"].bytes_list.value[0]),
+        labels=list(fields["objects/label"].int64_list.value),
+        readers=readers,
+        normal_readers=normal,
+        corners=list(fields["objects/bbox"].float_list.value),
+    )
+
+
 def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
     """All records of a split ("train", "test"), without decoding the images.
 
@@ -171,42 +205,40 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
     no_finding = len(class_names)
     class_ids = (builder.info.metadata or {}).get("class_ids", range(no_finding + 1))
 
-    ids, index, sizes, checksums = [], [], [], []
-    image, labels, readers, boxes = [], [], [], []
     try:
-        records = builder.as_data_source(split).data_source
-        for i in range(len(records)):
-            fields = _fields(records[i])
-            ids.append(fields["image_id"].bytes_list.value[0].decode())
-            index.append(fields["index"].int64_list.value[0])
-            height, width = (fields[name].int64_list.value[0] for name in ("height", "width"))
-            sizes.append((height, width))
-            checksums.append(zlib.crc32(fields["image"].bytes_list.value[0]))
-            found = fields["objects/label"].int64_list.value
-            normal = fields["normal_readers"].bytes_list.value
-            image += [i] * (len(found) + len(normal))
-            labels += [*found, *[no_finding] * len(normal)]
-            names = (*fields["objects/reader"].bytes_list.value, *normal)
-            readers += [name.decode() for name in names]
-            # TFDS has (ymin, xmin, ymax, xmax) as shares of the image.
-            relative = np.array(fields["objects/bbox"].float_list.value, np.float64)
-            relative = relative.reshape(-1, 4)[:, [1, 0, 3, 2]]
-            boxes += [*(relative * (width, height, width, height)), *[[np.nan] * 4] * len(normal)]
+        source = builder.as_data_source(split).data_source
+        every = range(len(source))
+        # ArrayRecord reads and unpacks outside Python's lock.
+        with ThreadPoolExecutor(images.cores()) as pool:
+            portions = (every[i : i + 64] for i in every[::64])
+            read = pool.map(lambda rows: [_parse(source[i]) for i in rows], portions)
+            records = list(itertools.chain.from_iterable(read))
     except Exception as error:  # whatever TFDS, ArrayRecord or protobuf run into
         raise _damaged(builder.data_dir, error) from error
+
+    sizes = np.array([record.size for record in records], np.int64).reshape(-1, 2)
+    image, labels, readers, corners = [], [], [], []
+    for i, record in enumerate(records):
+        normal = len(record.normal_readers)
+        image += [i] * (len(record.labels) + normal)
+        labels += record.labels + [no_finding] * normal
+        readers += record.readers + record.normal_readers
+        corners += record.corners + [math.nan] * (4 * normal)
+    image = np.array(image, np.int64)
+    relative = np.array(corners, np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
     return Dataset(
         class_names=class_names,
         class_ids=tuple(map(int, class_ids)),
-        ids=np.array(ids, str),
-        index=np.array(index, np.int64),
-        sizes=np.array(sizes, np.int64).reshape(-1, 2),
+        ids=np.array([record.image_id for record in records], str),
+        index=np.array([record.index for record in records], np.int64),
+        sizes=sizes,
         annotations=Annotations(
-            image=np.array(image, np.int64),
+            image=image,
             labels=np.array(labels, np.int64),
             readers=np.array(readers, str),
-            boxes=np.array(boxes, np.float32).reshape(-1, 4),
+            boxes=(relative * sizes[image][:, [1, 0, 1, 0]]).astype(np.float32),
         ),
-        checksums=np.array(checksums, np.int64),
-        source=_Images(records),
-        rows=np.arange(len(ids)),
+        checksums=np.array([record.checksum for record in records], np.int64),
+        source=_Images(source),
+        rows=np.arange(len(records)),
     )

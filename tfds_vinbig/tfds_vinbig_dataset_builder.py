@@ -7,56 +7,25 @@ Every reader's box is kept as given: fusing the readers is up to whoever trains.
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
+import itertools
+import math
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core import file_adapters, shuffle, writer
-from tensorflow_datasets.proto import tf_example_pb2
+from tensorflow_datasets.core import hashing
+from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
 from jaxdet import InputError
 from tfds_vinbig import kaggle, scratch, vindr
-from tfds_vinbig.encoding import encode_all
+from tfds_vinbig.encoding import Shard, write_shards
 from tfds_vinbig.records import Folder, Record, Row
-
-if importlib.util.find_spec("tensorflow") is None:
-    # From 1 GB on, which is any set above 256 pixels, TFDS sorts the records in files that it opens
-    # with TensorFlow. Plain files do; fewer of them, as systems allow 256 to 1024 open ones.
-    shuffle.tf = SimpleNamespace(
-        io=SimpleNamespace(
-            gfile=SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
-        ),
-        errors=SimpleNamespace(ResourceExhaustedError=()),
-    )
-    shuffle.BUCKETS_NUMBER = 128
-
-
-class StableWriter(writer.ExampleWriter):
-    """Writes the fields of a record in one order; protobuf's differs from process to process.
-
-    ArrayRecord with zstd's first level, not its third: three times as fast, pictures are as small.
-    """
-
-    def write(self, path, examples):
-        parse = tf_example_pb2.Example.FromString
-        ordered = (
-            (key, parse(data).SerializeToString(deterministic=True)) for key, data in examples
-        )
-        if self.file_format != file_adapters.FileFormat.ARRAY_RECORD:  # of `tfds build`
-            return super().write(path, ordered)
-        file = ArrayRecordWriter(os.fspath(path), "group_size:1,zstd:1")
-        for _, data in ordered:
-            file.write(data)
-        file.close()
 
 
 @dataclasses.dataclass
@@ -66,7 +35,7 @@ class Config(tfds.core.BuilderConfig):
     size: int = 256
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     """VinBigData chest X-rays, the phantom, or a dataset of one's own.
 
     `found` are the checked pictures to package, and `source` the paths they came from by flag, for
@@ -134,7 +103,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(),
         )
 
-    def _split_generators(self, dl_manager):
+    def _download_and_prepare(self, dl_manager, download_config=None):
         if self._found is None:
             folder = self._folder(dl_manager)
             self._found = kaggle.read_folder(folder)
@@ -155,15 +124,64 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         # By which number files name each class and, last, "No finding".
         self.info.metadata["class_ids"] = list(self._found.class_ids)
         self.info.metadata["source"] = self._source
-        return {name: self._generate_examples(name, records) for name, records in splits.items()}
+        written = [self._write(name, records) for name, records in splits.items()]
+        self.info.set_splits(tfds.core.splits.SplitDict(written))
+
+    def _write(self, split: str, records: list[Record]) -> tfds.core.SplitInfo:
+        """The files of a split, in the order in which TFDS shuffles records by their ids.
+
+        TFDS's own writer does all in one process, and of more than 1 GB makes a copy on disk.
+        """
+        key = hashing.Hasher(split).hash_key
+        records = sorted(records, key=lambda record: key(record.image_id))
+        count, size = len(records), self.builder_config.size
+        number = shard_utils.ShardConfig.calculate_number_shards(count * size**2, count)
+        number = max(number, min(16, math.ceil(count / 32)))  # for as many processes
+        ends = shard_utils.get_shard_boundaries(count, number)
+        template = self._get_filename_template(split)
+
+        def shards():
+            for i, (start, end) in enumerate(itertools.pairwise([0, *ends])):
+                path = template.sharded_filepath(shard_index=i, num_shards=number)
+                mine = records[start:end]
+                yield Shard(path, [x.path for x in mine], [self._serialize(x) for x in mine])
+
+        paths = [record.path for record in records]
+        written = write_shards(shards(), paths, size, self.info.file_format)
+        lengths, num_bytes = [], 0
+        bar = tqdm(total=count, desc=f"write {split}", unit="image", disable=None)
+        with bar, contextlib.closing(written):
+            for path, pictures, _ in written:
+                lengths.append(len(pictures))
+                num_bytes += os.path.getsize(path)
+                bar.update(len(pictures))
+        return tfds.core.SplitInfo(
+            name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template
+        )
+
+    def _serialize(self, record: Record) -> bytes:
+        """All but the picture, which is left empty."""
+        found = [row for row in record.rows if row.label != self._normal]
+        normal = [row for row in record.rows if row.label == self._normal]
+        return self.info.features.serialize_example(
+            {
+                "image_id": record.image_id,
+                "index": record.index,
+                "image": b"",
+                "height": record.height,
+                "width": record.width,
+                "objects": [
+                    {"bbox": relative(row, record), "label": row.label, "reader": row.rad_id}
+                    for row in found
+                ],
+                "normal_readers": [row.rad_id for row in normal],
+            }
+        )
 
     @property
     def _normal(self) -> int:
         """The label of "No finding"."""
         return len(self._found.class_names)
-
-    def _example_writer(self) -> writer.ExampleWriter:
-        return StableWriter(self.info.file_format)
 
     def _folder(self, dl_manager) -> Path:
         """The Kaggle folder of `tfds build`; the phantom's is drawn where it is missing."""
@@ -176,32 +194,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         if folder is None or not (Path(folder) / "train.csv").exists():
             folder = self.data_dir_root / "phantom"
         return drawn_phantom(Path(folder))
-
-    def _generate_examples(self, split: str, records: list[Record]) -> Iterator[tuple[str, dict]]:
-        size = self.builder_config.size
-
-        def example(record: Record, image: bytes) -> dict:
-            found = [row for row in record.rows if row.label != self._normal]
-            normal = [row for row in record.rows if row.label == self._normal]
-            return {
-                "image_id": record.image_id,
-                "index": record.index,
-                "image": image,
-                "height": record.height,
-                "width": record.width,
-                "objects": [
-                    {"bbox": relative(row, record), "label": row.label, "reader": row.rad_id}
-                    for row in found
-                ],
-                "normal_readers": [row.rad_id for row in normal],
-            }
-
-        bar = tqdm(total=len(records), desc=f"write {split}", unit="image", disable=None)
-        encoded = encode_all([record.path for record in records], size)
-        with bar, contextlib.closing(encoded):
-            for record, image in zip(records, encoded, strict=True):
-                yield record.image_id, example(record, image)
-                bar.update()
 
 
 def full_path(path: str | Path) -> str:
