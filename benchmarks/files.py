@@ -9,7 +9,7 @@
 | score files | from a submission | from COCO's JSON: `loadRes` and COCOeval |
 | write | `submission.to_csv` | a string for each box by pandas, joined for each image |
 | build | PNGs into the TFDS dataset | a loop with Pillow: open, make grey, resize, save |
-| read | its records, decoded | the loop's pictures, opened one by one |
+| read | its records, decoded | train.csv by pandas, the loop's pictures one by one; TFDS itself |
 
 By turns, round by round; "ratio" is the median of the rounds' ratios. Pictures are 500 drawn films
 of 256 pixels, each under 30 names. Labels fused beside ensemble-boxes are in `fusion.py`.
@@ -195,13 +195,22 @@ def of_films(folder: Path) -> dict[str, dict]:
     def read_theirs():
         if not (folder / "pictures").exists():
             build_theirs()
-        for path in sorted((folder / "pictures").iterdir()):
+        pd.read_csv(films / "train.csv")
+        found = sorted((folder / "pictures").iterdir())
+        pixels = np.empty((len(found), SIZE, SIZE), np.uint8)
+        for i, path in enumerate(found):
             with Image.open(path) as image:
-                np.asarray(image)
+                pixels[i] = image
+
+    def read_by_tfds():
+        source = open_dataset("tfds_vinbig/films", str(folder / "tfds")).as_data_source("train")
+        pixels = np.empty((len(source), SIZE, SIZE, 1), np.uint8)
+        for i, record in enumerate(source):
+            pixels[i] = record["image"]
 
     return {
         "build": {"jaxdet": build_ours, "Pillow": build_theirs},
-        "read": {"jaxdet": read_ours, "Pillow": read_theirs},
+        "read": {"jaxdet": read_ours, "Pillow": read_theirs, "TFDS": read_by_tfds},
     }
 
 

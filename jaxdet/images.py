@@ -92,7 +92,7 @@ def read(path: str | Path) -> Picture:
             return _read(picture, data)
 
 
-def check(path: str | Path, decode: bool = True) -> tuple[tuple[int, int], tuple[str, ...]] | None:
+def check(path: str | Path, quick: bool = False) -> tuple[tuple[int, int], tuple[str, ...]] | None:
     """(height, width) and notes of a picture, decoded only where that is the way to know them.
 
     Of a DICOM its elements are read; of a plain gray PNG the checksums, which damage would change.

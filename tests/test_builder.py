@@ -1,6 +1,5 @@
 """The dataset: what goes in comes out, twice the same, whole or not at all."""
 
-import io
 import os
 import sys
 import types
@@ -12,10 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
-from tensorflow_datasets.core import file_adapters, shuffle
-from tensorflow_datasets.proto import tf_example_pb2
+from tensorflow_datasets.core import shuffle
 
 import tfds_vinbig
 from jaxdet import InputError, images
@@ -125,11 +122,23 @@ def test_built_twice_is_the_same_and_a_build_is_kept(folder, tmp_path, capsys):
     assert before == {name: (first / name).stat().st_mtime_ns for name in files(first)}
 
 
-def test_more_than_memory_is_shuffled_without_tensorflow(folder, tmp_path, monkeypatch):
-    """Beyond 1 GB TFDS shuffles through files; the outcome may not differ."""
-    expected = builder.build("256", tmp_path / "one", folder)
-    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
-    assert files(builder.build("256", tmp_path / "two", folder)) == files(expected)
+def test_records_are_in_the_order_and_in_files_as_tfds_has_them(tmp_path):
+    """As its own writer would sort them, by a hash of the key."""
+    names = [f"image {i}" for i in range(100)]
+    for i, name in enumerate(names):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        Image.fromarray(picture(i, 16)).save(tmp_path / "train" / f"{name}.png")
+    rows = "\n".join(f"{name},Cardiomegaly,3,R1,0,0,9,9" for name in names)
+    (tmp_path / "train.csv").write_text(f"{HEADER}\n{rows}")
+    path = builder.build("small", tmp_path / "data", tmp_path, size=16)
+    shuffler = shuffle.Shuffler(tmp_path, "train", disable_shuffling=False)
+    for name in names:
+        shuffler.add(name, name.encode())
+    expected = [name.decode() for _, name in shuffler]
+    assert list(records(path)) == expected != names
+    split = tfds.builder_from_directory(path).info.splits["train"]
+    assert split.shard_lengths == [25, 25, 25, 25]
+    assert split.num_bytes == sum(os.path.getsize(file) for file in split.filepaths)
 
 
 @settings(
@@ -159,63 +168,6 @@ def test_boxes_survive_the_relative_form(data):
 
 
 # Pictures
-
-
-@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40)))
-def test_pillow_reads_the_png_that_is_stored(pixels):
-    data = encoding.png(pixels)
-    with Image.open(io.BytesIO(data)) as stored:
-        assert (stored.format, stored.mode) == ("PNG", "L")
-        np.testing.assert_array_equal(np.asarray(stored), pixels)
-    with Image.open(io.BytesIO(data)) as stored:
-        stored.verify()  # its checksums
-
-
-def test_what_is_stored_takes_little_room(tmp_path):
-    # The PNG itself is not compressed, which is quick to read; the file of records is.
-    smooth = np.add.outer(np.arange(256), np.arange(256)) // 2
-    records, compressed = [], 0
-    for seed in range(40):
-        noise = np.random.default_rng(seed).normal(0, 2, (256, 256))
-        pixels = np.clip(smooth + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(buffer := io.BytesIO(), "png")
-        compressed += len(buffer.getvalue())
-        record = tf_example_pb2.Example()
-        record.features.feature["image"].bytes_list.value.append(encoding.png(pixels))
-        records.append((seed, record.SerializeToString()))
-    builder.StableWriter(file_adapters.FileFormat.ARRAY_RECORD).write(tmp_path / "records", records)
-    assert (tmp_path / "records").stat().st_size < 1.2 * compressed < 0.8 * 40 * 256 * 256
-
-
-def test_another_file_format_is_left_to_tfds(tmp_path, monkeypatch):
-    """`tfds build --file_format=` may ask: ArrayRecord under another's name is unreadable."""
-    written = []
-    monkeypatch.setattr(
-        file_adapters.TfRecordFileAdapter, "write_examples",
-        lambda path, examples: written.extend(examples),
-    )  # fmt: skip
-    data = tf_example_pb2.Example().SerializeToString()
-    builder.StableWriter(file_adapters.FileFormat.TFRECORD).write(tmp_path / "x", [(0, data)])
-    assert written == [(0, data)] and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("kind", ["rgb", "16 bit", "jpeg", "2 bit", "palette"])
-def test_other_pictures_are_stored_as_8_bit_gray(tmp_path, kind):
-    path, gray = tmp_path / "x.png", picture(0)
-    if kind == "rgb":
-        Image.fromarray(np.stack([gray] * 3, -1)).save(path)
-    elif kind == "16 bit":
-        Image.fromarray(gray.astype(np.uint16) * 257).save(path)
-    elif kind == "jpeg":
-        Image.fromarray(gray).save(path, "jpeg")
-    else:
-        Image.fromarray(gray).convert("P").save(path, bits=2 if kind == "2 bit" else 8)
-    with Image.open(io.BytesIO(data := encoding.encode(path, 256))) as stored:
-        assert (stored.format, stored.mode, stored.size) == ("PNG", "L", (256, 256))
-    assert data[24:26] == b"\x08\x00"  # 8 bits, gray
-    np.testing.assert_array_equal(
-        np.asarray(Image.open(io.BytesIO(data))), images.read(path).pixels
-    )
 
 
 @pytest.mark.parametrize("config, size", [("256", 256), ("512", 512), ("phantom", 256)])

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate, generate_frames
+from tensorflow_datasets.core.file_adapters import FileFormat
+from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxdet import InputError, images
 from tests import dicoms, test_builder
@@ -21,6 +24,7 @@ from tests.test_builder import files, pixels, records
 from tfds_vinbig import encoding, kaggle
 from tfds_vinbig import tfds_vinbig_dataset_builder as builder
 
+ARRAY_RECORD = FileFormat.ARRAY_RECORD
 folder = test_builder.folder  # train/a.png and b.png, test/q.png, with their tables
 
 
@@ -103,20 +107,35 @@ def test_one_that_cannot_be_decoded_is_named_and_leaves_nothing(films, tmp_path)
     assert not list((tmp_path / "data").rglob("*record*"))
 
 
+def shards_of(paths, folder):
+    """A file for each ten films."""
+    empty = tf_example_pb2.Example().SerializeToString()
+    portions = [paths[i : i + 10] for i in range(0, len(paths), 10)]
+    return [
+        encoding.Shard(folder / str(i), portion, [empty] * len(portion))
+        for i, portion in enumerate(portions)
+    ]
+
+
 def test_many_films_are_made_in_processes(tmp_path):
     """Decoders of DICOM hold the interpreter lock. What is made, or broken, is the same."""
     rng = np.random.default_rng(0)
+    (tmp_path / "films").mkdir()
     for i in range(encoding.FEW_DICOMS + 2):
         levels = rng.integers(0, 4096, (40, 30)).astype(np.uint16)
-        dicoms.save(tmp_path / f"{i:02}.dcm", levels, BitsStored=12)
-    paths = sorted(tmp_path.iterdir())
-    made = list(encoding.encode_all(paths, 16))
+        dicoms.save(tmp_path / "films" / f"{i:02}.dcm", levels, BitsStored=12)
+    paths = sorted((tmp_path / "films").iterdir())
+    made = []
+    for shard in encoding.write_shards(shards_of(paths, tmp_path), paths, 16, ARRAY_RECORD):
+        for record in ArrayRecordReader(str(shard.path)).read_all():
+            example = tf_example_pb2.Example.FromString(record)
+            made += example.features.feature["image"].bytes_list.value
     assert made == [encoding.encode(path, 16) for path in paths] and len(set(made)) == len(made)
     paths[20].write_text("no film")
-    got = encoding.encode_all(paths, 16)
-    assert next(got) == made[0]
+    written = encoding.write_shards(shards_of(paths, tmp_path), paths, 16, ARRAY_RECORD)
+    assert [next(written).pictures[0].stem for _ in range(2)] == ["00", "10"]
     with pytest.raises(InputError, match="20.dcm: not a PNG, JPEG, TIFF or DICOM"):
-        list(got)
+        list(written)
 
 
 @pytest.mark.slow
@@ -128,8 +147,11 @@ def test_no_process_outlives_the_one_that_was_killed(tmp_path):
         "from pathlib import Path\n"
         "from tfds_vinbig import encoding\n"
         "if __name__ == '__main__':\n"
-        "    made = encoding.encode_all(sorted(Path(sys.argv[1]).glob('*.dcm')), 16)\n"
-        "    next(made)\n"
+        "    from tests.test_dicom_folders import ARRAY_RECORD, shards_of\n"
+        "    paths = sorted(Path(sys.argv[1]).glob('*.dcm'))\n"
+        "    shards = shards_of(paths, Path(sys.argv[1]))\n"
+        "    written = encoding.write_shards(shards, paths, 16, ARRAY_RECORD)\n"
+        "    next(written)\n"
         "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
         "    time.sleep(600)\n"
     )

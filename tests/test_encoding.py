@@ -1,0 +1,83 @@
+"""Files of records: their pictures as PNGs, and little room for them."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
+from tensorflow_datasets.core import file_adapters
+from tensorflow_datasets.proto import tf_example_pb2
+
+from jaxdet import images
+from tests.test_builder import picture
+from tfds_vinbig import encoding
+
+
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40)))
+def test_pillow_reads_the_png_that_is_stored(pixels):
+    data = encoding.png(pixels)
+    with Image.open(io.BytesIO(data)) as stored:
+        assert (stored.format, stored.mode) == ("PNG", "L")
+        np.testing.assert_array_equal(np.asarray(stored), pixels)
+    with Image.open(io.BytesIO(data)) as stored:
+        stored.verify()  # its checksums
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """Forty smooth and noisy pictures, to be written as records."""
+    smooth = np.add.outer(np.arange(256), np.arange(256)) // 2
+    paths = [tmp_path / f"{seed}.png" for seed in range(40)]
+    for seed, path in enumerate(paths):
+        noise = np.random.default_rng(seed).normal(0, 2, (256, 256))
+        Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8)).save(path)
+    record = tf_example_pb2.Example()
+    record.features.feature["image"].bytes_list.value.append(b"")
+    return encoding.Shard(tmp_path / "records", paths, [record.SerializeToString()] * 40)
+
+
+def test_what_is_stored_takes_little_room(shard):
+    # The PNG itself is not compressed, which is quick to read; the file of records is.
+    compressed = sum(path.stat().st_size for path in shard.pictures)
+    written = encoding.write_shards(
+        [shard], shard.pictures, 256, file_adapters.FileFormat.ARRAY_RECORD
+    )
+    assert list(written) == [shard]
+    assert shard.path.stat().st_size < 1.2 * compressed < 0.8 * 40 * 256 * 256
+
+
+def test_another_file_format_is_left_to_tfds(shard, monkeypatch):
+    """`tfds build --file_format=` may ask: ArrayRecord under another's name is unreadable."""
+    written = []
+    monkeypatch.setattr(
+        file_adapters.TfRecordFileAdapter, "write_examples",
+        lambda path, examples: written.extend(examples),
+    )  # fmt: skip
+    list(encoding.write_shards([shard], shard.pictures, 256, file_adapters.FileFormat.TFRECORD))
+    stored = [
+        tf_example_pb2.Example.FromString(data).features.feature["image"].bytes_list.value[0]
+        for _, data in written
+    ]
+    assert stored == [encoding.encode(path, 256) for path in shard.pictures]
+    assert not shard.path.exists()
+
+
+@pytest.mark.parametrize("kind", ["rgb", "16 bit", "jpeg", "2 bit", "palette"])
+def test_other_pictures_are_stored_as_8_bit_gray(tmp_path, kind):
+    path, gray = tmp_path / "x.png", picture(0)
+    if kind == "rgb":
+        Image.fromarray(np.stack([gray] * 3, -1)).save(path)
+    elif kind == "16 bit":
+        Image.fromarray(gray.astype(np.uint16) * 257).save(path)
+    elif kind == "jpeg":
+        Image.fromarray(gray).save(path, "jpeg")
+    else:
+        Image.fromarray(gray).convert("P").save(path, bits=2 if kind == "2 bit" else 8)
+    with Image.open(io.BytesIO(data := encoding.encode(path, 256))) as stored:
+        assert (stored.format, stored.mode, stored.size) == ("PNG", "L", (256, 256))
+    assert data[24:26] == b"\x08\x00"  # 8 bits, gray
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(data))), images.read(path).pixels
+    )
