@@ -8,7 +8,7 @@
 | score | `average_precision` at IoU 0.4 | pycocotools' COCOeval at IoU 0.4, boxes read already |
 | score files | from a submission | from COCO's JSON: `loadRes` and COCOeval |
 | write | `submission.to_csv` | a string for each box by pandas, joined for each image |
-| build | PNGs into the TFDS dataset | a loop with Pillow: open, make grey, resize, save |
+| build | `python -m tfds_vinbig` | a loop with Pillow: open, make grey, resize, save |
 | read | its records, decoded | train.csv by pandas, the loop's pictures one by one; TFDS itself |
 
 By turns, round by round; "ratio" is the median of the rounds' ratios. Pictures are 500 drawn films
@@ -21,6 +21,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -42,7 +43,6 @@ from jaxdet.metrics import average_precision
 from tfds_vinbig import submission
 from tfds_vinbig.kaggle import CLASS_NAMES
 from tfds_vinbig.phantom import draw_folder
-from tfds_vinbig.tfds_vinbig_dataset_builder import build
 
 FLAGS = flags.FLAGS
 TASKS = ["score", "score files", "write", "build", "read"]
@@ -176,7 +176,9 @@ def of_films(folder: Path) -> dict[str, dict]:
 
     def build_ours():
         shutil.rmtree(folder / "tfds", ignore_errors=True)
-        build("films", folder / "tfds", manual_dir=films, size=SIZE)
+        command = [sys.executable, "-m", "tfds_vinbig", "--config=films", f"--size={SIZE}",
+                   f"--manual_dir={films}", f"--data_dir={folder / 'tfds'}"]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     def build_theirs():
         shutil.rmtree(folder / "pictures", ignore_errors=True)
