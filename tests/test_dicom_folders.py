@@ -1,7 +1,9 @@
 """Datasets built of DICOM films: the same records as of PNGs of the same pixels."""
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -112,36 +114,49 @@ def shards_of(paths, folder):
     empty = tf_example_pb2.Example().SerializeToString()
     portions = [paths[i : i + 10] for i in range(0, len(paths), 10)]
     return [
-        encoding.Shard(folder / str(i), portion, [empty] * len(portion))
+        encoding.Shard(folder / f"{i}.records", [empty] * len(portion), portion)
         for i, portion in enumerate(portions)
     ]
 
 
-def test_many_films_are_made_in_processes(tmp_path):
-    """Decoders of DICOM hold the interpreter lock. What is made, or broken, is the same."""
+def many_films(folder):
     rng = np.random.default_rng(0)
-    (tmp_path / "films").mkdir()
     for i in range(encoding.FEW_DICOMS + 2):
         levels = rng.integers(0, 4096, (40, 30)).astype(np.uint16)
-        dicoms.save(tmp_path / "films" / f"{i:02}.dcm", levels, BitsStored=12)
-    paths = sorted((tmp_path / "films").iterdir())
+        dicoms.save(folder / f"{i:02}.dcm", levels, BitsStored=12)
+    return sorted(folder.iterdir())
+
+
+def test_many_films_are_made_in_processes(tmp_path):
+    """Decoders of DICOM hold the interpreter lock. What is made, or broken, is the same."""
+    paths = many_films(tmp_path)
+    shards = shards_of(paths, tmp_path)
+    assert sorted(encoding.write_shards(shards, paths, 16, ARRAY_RECORD)) == [4, 10, 10, 10]
     made = []
-    for shard in encoding.write_shards(shards_of(paths, tmp_path), paths, 16, ARRAY_RECORD):
+    for shard in shards:
         for record in ArrayRecordReader(str(shard.path)).read_all():
             example = tf_example_pb2.Example.FromString(record)
             made += example.features.feature["image"].bytes_list.value
     assert made == [encoding.encode(path, 16) for path in paths] and len(set(made)) == len(made)
     paths[20].write_text("no film")
-    written = encoding.write_shards(shards_of(paths, tmp_path), paths, 16, ARRAY_RECORD)
-    assert [next(written).pictures[0].stem for _ in range(2)] == ["00", "10"]
     with pytest.raises(InputError, match="20.dcm: not a PNG, JPEG, TIFF or DICOM"):
+        list(encoding.write_shards(shards, paths, 16, ARRAY_RECORD))
+
+
+def test_a_process_that_is_killed_is_said(tmp_path):
+    paths = many_films(tmp_path)
+    written = encoding.write_shards(shards_of(paths * 50, tmp_path), paths, 16, ARRAY_RECORD)
+    next(written)
+    before = multiprocessing.active_children()
+    os.kill(before[0].pid, signal.SIGKILL)
+    with pytest.raises(InputError, match="a process that decoded these pictures was killed"):
         list(written)
+    assert not set(before) & set(multiprocessing.active_children())
 
 
 @pytest.mark.slow
 def test_no_process_outlives_the_one_that_was_killed(tmp_path):
-    for i in range(encoding.FEW_DICOMS):
-        dicoms.save(tmp_path / f"{i:02}.dcm", np.zeros((40, 30), np.uint16), BitsStored=12)
+    many_films(tmp_path)
     program = (
         "import sys, time, multiprocessing\n"
         "from pathlib import Path\n"

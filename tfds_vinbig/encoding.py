@@ -1,5 +1,6 @@
 """Records as they are stored: files with pictures as square 8-bit gray PNGs, made in parallel."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -7,8 +8,9 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,18 +30,17 @@ FEW, FEW_DICOMS = 1000, 32
 
 
 class Shard(NamedTuple):
-    """A file that is to be written, with the pictures of its records; those are serialized, with
-    an empty image."""
+    """A file to be written: its records, serialized with an empty image, and their pictures."""
 
     path: Path
-    pictures: Sequence[Path]
     records: Sequence[bytes]
+    pictures: Sequence[Path]
 
 
 def write_shards(
     shards: Iterable[Shard], paths: Sequence[Path], size: int, file_format: FileFormat
-) -> Iterator[Shard]:
-    """Write each file, its pictures as in `encode`, and give it back when it is there, in order.
+) -> Iterator[int]:
+    """Write the files, with pictures as in `encode`; gives the records of each when it is there.
 
     Pillow decodes outside the interpreter lock, so in threads; many pictures in processes, and
     DICOM too, whose decoders hold it.
@@ -48,41 +49,56 @@ def write_shards(
         paths: the pictures of all shards.
 
     Raises:
-        InputError: for the first file that `pictures.read` refuses.
+        InputError: for a picture that `pictures.read` refuses.
     """
     few = len(paths) < FEW and sum(map(pictures.is_dicom, paths)) < FEW_DICOMS
-    with ThreadPoolExecutor(pictures.cores()) if few else _processes() as pool:
-        begun = [(shard, pool.submit(_write_shard, shard, size, file_format)) for shard in shards]
+    with _threads() if few else _processes() as pool:
         try:
-            for shard, written in begun:
-                try:
-                    written.result()
-                except BrokenProcessPool as error:
-                    raise InputError(
-                        f"{shard.pictures[0]}: a process that decoded this picture, or one after "
-                        "it, was killed: is there enough memory?"
-                    ) from error
-                yield shard
+            counts = {
+                pool.submit(_write_shard, shard, size, file_format): len(shard.records)
+                for shard in shards
+            }
+            for written in as_completed(counts):
+                written.result()
+                yield counts[written]
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{paths[0].parent}: a process that decoded these pictures was killed: is there "
+                "enough memory?"
+            ) from error
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(pictures.cores()) as pool:
+        try:
+            yield pool
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _processes() -> ProcessPoolExecutor:
-    """Started anew, as what is forked beside threads may hang."""
-    return ProcessPoolExecutor(
-        pictures.cores(),
-        multiprocessing.get_context("spawn"),
-        initializer=_begin_process,
-    )
+@contextlib.contextmanager
+def _processes() -> Iterator[ProcessPoolExecutor]:
+    """Started anew, as what is forked beside threads may hang.
+
+    They end at once when this is left, or this process killed: either closes their pipe.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    reader, writer = spawn.Pipe(duplex=False)
+    with (
+        reader,
+        ProcessPoolExecutor(pictures.cores(), spawn, _begin_process, (reader,)) as pool,
+        writer,
+    ):
+        yield pool
 
 
-def _begin_process() -> None:
-    """^C is for whoever started this process; that one killed, this one ends too."""
+def _begin_process(reader: Connection) -> None:
+    """^C is for whoever started this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
 
     def end_with_it():
-        parent.join()
+        reader.poll(None)
         os._exit(1)
 
     threading.Thread(target=end_with_it, daemon=True).start()
@@ -103,7 +119,7 @@ def _write_shard(shard: Shard, size: int, file_format: FileFormat) -> None:
 
 
 def _with_pictures(shard: Shard, size: int) -> Iterator[bytes]:
-    for path, record in zip(shard.pictures, shard.records, strict=True):
+    for record, path in zip(shard.records, shard.pictures, strict=True):
         example = tf_example_pb2.Example.FromString(record)
         example.features.feature["image"].bytes_list.value[:] = [encode(path, size)]
         # The fields in one order; protobuf's differs from process to process.

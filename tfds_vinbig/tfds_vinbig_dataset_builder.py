@@ -136,27 +136,26 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         records = sorted(records, key=lambda record: key(record.image_id))
         count, size = len(records), self.builder_config.size
         number = shard_utils.ShardConfig.calculate_number_shards(count * size**2, count)
-        number = max(number, min(16, math.ceil(count / 32)))  # for as many processes
+        number = max(number, min(64, math.ceil(count / 32)))  # a process writes a file at a time
         ends = shard_utils.get_shard_boundaries(count, number)
+        slices = [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
         template = self._get_filename_template(split)
-
-        def shards():
-            for i, (start, end) in enumerate(itertools.pairwise([0, *ends])):
-                path = template.sharded_filepath(shard_index=i, num_shards=number)
-                mine = records[start:end]
-                yield Shard(path, [x.path for x in mine], [self._serialize(x) for x in mine])
-
+        files = [template.sharded_filepath(shard_index=i, num_shards=number) for i in range(number)]
         paths = [record.path for record in records]
-        written = write_shards(shards(), paths, size, self.info.file_format)
-        lengths, num_bytes = [], 0
+        shards = (
+            Shard(file, [self._serialize(record) for record in records[mine]], paths[mine])
+            for file, mine in zip(files, slices, strict=True)
+        )
         bar = tqdm(total=count, desc=f"write {split}", unit="image", disable=None)
+        written = write_shards(shards, paths, size, self.info.file_format)
         with bar, contextlib.closing(written):
-            for path, pictures, _ in written:
-                lengths.append(len(pictures))
-                num_bytes += os.path.getsize(path)
-                bar.update(len(pictures))
+            for records_of_one in written:
+                bar.update(records_of_one)
         return tfds.core.SplitInfo(
-            name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template
+            name=split,
+            shard_lengths=[mine.stop - mine.start for mine in slices],
+            num_bytes=sum(map(os.path.getsize, files)),
+            filename_template=template,
         )
 
     def _serialize(self, record: Record) -> bytes:
