@@ -4,7 +4,6 @@ Boxes are (x_min, y_min, x_max, y_max) in pixels of the original image, sizes ar
 Labels count the classes of the dataset, 0 to K - 1; K, after the last, is "No finding".
 """
 
-import functools
 import math
 import os
 from collections import Counter
@@ -215,40 +214,34 @@ def read_shapes(
     """
     paths, inside = list(paths), os.path.join(os.path.realpath(folder), "")
 
-    def read(path: Path, quick: bool) -> tuple[tuple, tuple] | InputError | None:
+    def read(path: Path) -> tuple[tuple[int, int], tuple[str, ...]] | InputError:
         if not os.path.realpath(path).startswith(inside):
             return InputError(f"{path}: a link that leads out of {folder}; put the file itself")
         try:
-            return images.check(path, quick)
+            return images.check(path)
         except images.NotInstalled:
             raise
         except InputError as error:
             return error
 
-    # Where no one watches, no bar: an error is to be the one line on standard error.
-    bar = tqdm(desc="check", total=len(paths), unit="image", leave=False, disable=None)
-    pool = ThreadPoolExecutor(images.cores())
+    shapes, said = {}, Counter()
+    quick = set(filter(images.is_gray_png, paths))
+    pool = ThreadPoolExecutor()
     try:
-        # Threads with little to do take longer than one, as they wait for each other's lock.
-        results = {}
-        for path in paths:
-            results[path] = read(path, quick=True)
-            bar.update(results[path] is not None)
-        rest = [path for path, result in results.items() if result is None]
-        slow = pool.map(functools.partial(read, quick=False), rest)
-        for path, result in zip(rest, slow, strict=True):
-            results[path] = result
-            bar.update()
+        # Pillow decodes outside the interpreter lock. What needs no decoding is done here: threads
+        # would take twice as long for it, waiting for each other's lock.
+        slow = pool.map(read, [path for path in paths if path not in quick])
+        results = (read(path) if path in quick else next(slow) for path in paths)
+        # Where no one watches, no bar: an error is to be the one line on standard error.
+        results = tqdm(results, "check", len(paths), unit="image", leave=False, disable=None)
+        for path, result in zip(paths, results, strict=True):
+            if isinstance(result, InputError):
+                problems.append(str(result))
+            else:
+                shapes[path] = result[0]
+                said.update(result[1])
     finally:
         pool.shutdown(cancel_futures=True)  # after ^C, not thousands of images later
-        bar.close()
-    shapes, said = {}, Counter()
-    for path, result in results.items():
-        if isinstance(result, InputError):
-            problems.append(str(result))
-        else:
-            shapes[path] = result[0]
-            said.update(result[1])
     notes += [f"{folder}: {count} pictures: {note}" for note, count in said.items()]
     return shapes
 
