@@ -16,6 +16,7 @@ from tensorflow_datasets.core import shuffle
 
 import tfds_vinbig
 from jaxdet import InputError, images
+from jaxdet.dataset import read_split
 from tfds_vinbig import encoding, kaggle
 from tfds_vinbig import records as records_room
 from tfds_vinbig import tfds_vinbig_dataset_builder as builder
@@ -139,6 +140,10 @@ def test_records_are_in_the_order_of_tfds(tmp_path):
     split = tfds.builder_from_directory(path).info.splits["train"]
     assert split.shard_lengths == [25, 25, 25, 25]
     assert split.num_bytes == sum(os.path.getsize(file) for file in split.filepaths)
+    dataset = read_split(tfds.builder_from_directory(path), "train")
+    assert list(dataset.ids) == expected
+    for i, name in enumerate(expected):
+        np.testing.assert_array_equal(dataset.decode(i, 16), picture(names.index(name), 16))
 
 
 @settings(
