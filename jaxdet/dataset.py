@@ -213,19 +213,20 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
             portions = (every[i : i + 64] for i in every[::64])
             read = pool.map(lambda rows: [_parse(source[i]) for i in rows], portions)
             records = list(itertools.chain.from_iterable(read))
+
+        sizes = np.array([record.size for record in records], np.int64).reshape(-1, 2)
+        image, labels, readers, corners = [], [], [], []
+        for i, record in enumerate(records):
+            normal = len(record.normal_readers)
+            image += [i] * (len(record.labels) + normal)
+            labels += record.labels + [no_finding] * normal
+            readers += record.readers + record.normal_readers
+            corners += record.corners + [math.nan] * (4 * normal)
+        image = np.array(image, np.int64)
+        relative = np.array(corners, np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
+        boxes = (relative * sizes[image][:, [1, 0, 1, 0]]).astype(np.float32)
     except Exception as error:  # whatever TFDS, ArrayRecord or protobuf run into
         raise _damaged(builder.data_dir, error) from error
-
-    sizes = np.array([record.size for record in records], np.int64).reshape(-1, 2)
-    image, labels, readers, corners = [], [], [], []
-    for i, record in enumerate(records):
-        normal = len(record.normal_readers)
-        image += [i] * (len(record.labels) + normal)
-        labels += record.labels + [no_finding] * normal
-        readers += record.readers + record.normal_readers
-        corners += record.corners + [math.nan] * (4 * normal)
-    image = np.array(image, np.int64)
-    relative = np.array(corners, np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
     return Dataset(
         class_names=class_names,
         class_ids=tuple(map(int, class_ids)),
@@ -236,7 +237,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
             image=image,
             labels=np.array(labels, np.int64),
             readers=np.array(readers, str),
-            boxes=(relative * sizes[image][:, [1, 0, 1, 0]]).astype(np.float32),
+            boxes=boxes,
         ),
         checksums=np.array([record.checksum for record in records], np.int64),
         source=_Images(source),

@@ -61,8 +61,11 @@ def is_dicom(path: Path) -> bool:
 
 def is_gray_png(path: Path) -> bool:
     """Whether a file is a PNG of 8-bit gray by its header, so that to `check` it takes no time."""
-    first = _first_bytes(path, 26)
-    return first[:8] == b"\x89PNG\r\n\x1a\n" and first[24:] == b"\x08\x00"  # bits, colour type
+    return _begins_as_gray_png(_first_bytes(path, 26))
+
+
+def _begins_as_gray_png(data: bytes) -> bool:
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:26] == b"\x08\x00"  # bits, colour type
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
@@ -269,7 +272,13 @@ def cores() -> int:
 
 
 def decode(data: bytes, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
-    """The stored PNG of a record (8-bit gray, see the builder) at the model's size."""
+    """The stored PNG of a record (8-bit gray, see the builder) at the model's size.
+
+    Raises:
+        InputError: if it is none.
+    """
+    if not _begins_as_gray_png(data) or data[28:29] != b"\0":  # interlaced
+        raise InputError("config.data.name: its pictures are no PNGs of 8-bit gray: build it again")
     # Pillow's decoder with all the data at once: Image.open hands it over piece by piece, and other
     # threads wait at each for Python's lock.
     shape = struct.unpack_from(">II", data, 16)  # width and height, in the header

@@ -1,6 +1,7 @@
 """The dataset: what goes in comes out, twice the same, whole or not at all."""
 
 import os
+import shutil
 import sys
 import types
 import zlib
@@ -255,6 +256,18 @@ def test_tfds_passes_its_manual_dir(folder, tmp_path):
     built.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
     expected = builder.build("256", tmp_path / "other", folder)
     assert files(Path(built.data_dir)) == files(expected)
+
+
+@pytest.mark.parametrize(
+    "option, lengths",
+    [({"max_examples_per_split": 1}, [1]), ({"num_shards": 2}, [1, 1]), ({}, [2])],
+)
+def test_tfds_passes_its_options(folder, tmp_path, option, lengths):
+    built = builder.Builder(config="256", data_dir=tmp_path / "data", file_format="array_record")
+    shutil.rmtree(folder / "test")
+    options = tfds.download.DownloadConfig(manual_dir=folder, **option)
+    built.download_and_prepare(download_config=options)
+    assert built.info.splits["train"].shard_lengths == lengths
 
 
 # Failures

@@ -10,7 +10,7 @@ from PIL import Image
 from tensorflow_datasets.core import file_adapters
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxdet import images
+from jaxdet import InputError, images
 from tests.test_builder import picture
 from tfds_vinbig import encoding
 
@@ -81,3 +81,21 @@ def test_other_pictures_are_stored_as_8_bit_gray(tmp_path, kind):
     np.testing.assert_array_equal(
         np.asarray(Image.open(io.BytesIO(data))), images.read(path).pixels
     )
+
+
+@pytest.mark.parametrize("side", [64, 512])  # Pillow writes the larger one in several chunks
+def test_a_stored_record_is_decoded_at_the_models_size(side):
+    pixels = np.random.default_rng(1).integers(0, 256, (side, side), np.uint8)
+    Image.fromarray(pixels).save(stored := io.BytesIO(), "png")
+    np.testing.assert_array_equal(images.decode(stored.getvalue(), side), pixels)
+    np.testing.assert_array_equal(images.decode(stored.getvalue(), 32), images.resize(pixels, 32))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "1", "I;16", "jpeg", "nothing"])
+def test_a_stored_record_that_is_something_else_is_refused(mode):
+    other = io.BytesIO()
+    if mode != "nothing":
+        kind = "L" if mode == "jpeg" else mode
+        Image.new(kind, (64, 64)).save(other, "jpeg" if mode == "jpeg" else "png")
+    with pytest.raises(InputError, match="no PNGs of 8-bit gray"):
+        images.decode(other.getvalue(), 64)

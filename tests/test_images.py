@@ -362,14 +362,6 @@ def test_resizing_keeps_a_place(axis):
     assert (small[:31] == 200).all() and (small[33:] == 0).all()
 
 
-@pytest.mark.parametrize("side", [64, 512])  # Pillow writes the larger one in several chunks
-def test_a_stored_record_is_decoded_at_the_models_size(side):
-    pixels = np.random.default_rng(1).integers(0, 256, (side, side), np.uint8)
-    Image.fromarray(pixels).save(stored := io.BytesIO(), "png")
-    np.testing.assert_array_equal(images.decode(stored.getvalue(), side), pixels)
-    np.testing.assert_array_equal(images.decode(stored.getvalue(), 32), images.resize(pixels, 32))
-
-
 def test_normalising_is_the_same_for_numpy_and_jax():
     batch = np.stack([GRAY, 255 - GRAY])
     ours = images.normalize(batch)

@@ -49,15 +49,17 @@ def write_shards(
         paths: the pictures of all shards.
 
     Raises:
-        InputError: for a picture that `pictures.read` refuses.
+        InputError: for a picture that `pictures.read` refuses, or where a process is killed.
     """
     few = len(paths) < FEW and sum(map(pictures.is_dicom, paths)) < FEW_DICOMS
-    with _threads() if few else _processes() as pool:
+    stop = threading.Event() if few else None
+    with _threads(stop) if few else _processes() as pool:
         try:
-            counts = {
-                pool.submit(_write_shard, shard, size, file_format): len(shard.records)
-                for shard in shards
-            }
+            counts = {}
+            for shard in shards:
+                with _uninterrupted():
+                    begun = pool.submit(_write_shard, shard, size, file_format, stop)
+                counts[begun] = len(shard.records)
             for written in as_completed(counts):
                 written.result()
                 yield counts[written]
@@ -69,11 +71,13 @@ def write_shards(
 
 
 @contextlib.contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
+def _threads(stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
+    """They end after the picture at hand when this is left."""
     with ThreadPoolExecutor(pictures.cores()) as pool:
         try:
             yield pool
         finally:
+            stop.set()
             pool.shutdown(cancel_futures=True)
 
 
@@ -81,7 +85,8 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
 def _processes() -> Iterator[ProcessPoolExecutor]:
     """Started anew, as what is forked beside threads may hang.
 
-    They end at once when this is left, or this process killed: either closes their pipe.
+    They end at once when this is left, done or not, or this process killed: either closes their
+    pipe, and the pool finds them gone.
     """
     spawn = multiprocessing.get_context("spawn")
     reader, writer = spawn.Pipe(duplex=False)
@@ -93,19 +98,28 @@ def _processes() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def _begin_process(reader: Connection) -> None:
-    """^C is for whoever started this process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """^C is for whoever starts processes: those inherit that they never hear of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def end_with_it():
+
+def _begin_process(reader: Connection) -> None:
+    def end_with_the_pipe():
         reader.poll(None)
         os._exit(1)
 
-    threading.Thread(target=end_with_it, daemon=True).start()
+    threading.Thread(target=end_with_the_pipe, daemon=True).start()
 
 
-def _write_shard(shard: Shard, size: int, file_format: FileFormat) -> None:
-    examples = _with_pictures(shard, size)
+def _write_shard(
+    shard: Shard, size: int, file_format: FileFormat, stop: threading.Event | None
+) -> None:
+    examples = _with_pictures(shard, size, stop)
     if file_format != FileFormat.ARRAY_RECORD:  # which `tfds build` may ask for
         file_adapters.ADAPTER_FOR_FORMAT[file_format].write_examples(
             shard.path, enumerate(examples)
@@ -118,8 +132,10 @@ def _write_shard(shard: Shard, size: int, file_format: FileFormat) -> None:
     file.close()
 
 
-def _with_pictures(shard: Shard, size: int) -> Iterator[bytes]:
+def _with_pictures(shard: Shard, size: int, stop: threading.Event | None) -> Iterator[bytes]:
     for record, path in zip(shard.records, shard.pictures, strict=True):
+        if stop is not None and stop.is_set():
+            return  # no one will have the file
         example = tf_example_pb2.Example.FromString(record)
         example.features.feature["image"].bytes_list.value[:] = [encode(path, size)]
         # The fields in one order; protobuf's differs from process to process.

@@ -104,6 +104,9 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         )
 
     def _download_and_prepare(self, dl_manager, download_config=None):
+        options = download_config or tfds.download.DownloadConfig()
+        if options.max_examples_per_split == 0:  # of `tfds build`, as for its other builders
+            return
         if self._found is None:
             folder = self._folder(dl_manager)
             self._found = kaggle.read_folder(folder)
@@ -124,19 +127,24 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         # By which number files name each class and, last, "No finding".
         self.info.metadata["class_ids"] = list(self._found.class_ids)
         self.info.metadata["source"] = self._source
-        written = [self._write(name, records) for name, records in splits.items()]
+        written = [
+            self._write(name, records[: options.max_examples_per_split], options.num_shards)
+            for name, records in splits.items()
+        ]
         self.info.set_splits(tfds.core.splits.SplitDict(written))
 
-    def _write(self, split: str, records: list[Record]) -> tfds.core.SplitInfo:
-        """The files of a split, in the order in which TFDS shuffles records by their ids.
+    def _write(self, split: str, records: list[Record], number: int | None) -> tfds.core.SplitInfo:
+        """Write the files of a split, in the order in which TFDS shuffles records by their ids.
 
         TFDS's own writer does all in one process, and of more than 1 GB makes a copy on disk.
         """
         key = hashing.Hasher(split).hash_key
         records = sorted(records, key=lambda record: key(record.image_id))
         count, size = len(records), self.builder_config.size
-        number = shard_utils.ShardConfig.calculate_number_shards(count * size**2, count)
-        number = max(number, min(64, math.ceil(count / 32)))  # a process writes a file at a time
+        if number is None:
+            number = shard_utils.ShardConfig.calculate_number_shards(count * size**2, count)
+            # A process writes a file at a time: enough of them for as many cores.
+            number = max(number, min(64, math.ceil(count / 32)))
         ends = shard_utils.get_shard_boundaries(count, number)
         slices = [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
         template = self._get_filename_template(split)
