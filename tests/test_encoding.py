@@ -1,6 +1,7 @@
 """Files of records: their pictures as PNGs, and little room for them."""
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -62,6 +63,32 @@ def test_another_file_format_is_left_to_tfds(shard, monkeypatch):
     ]
     assert stored == [encoding.encode(path, 256) for path in shard.pictures]
     assert not shard.path.exists()
+
+
+def test_after_a_failure_threads_end_with_the_picture_at_hand(shard, monkeypatch):
+    first, *others = shard.pictures
+    begun = []
+
+    def encode(path, size):
+        begun.append(path)
+        if path == first:
+            raise InputError("broken")
+        time.sleep(0.1)
+        return b""
+
+    monkeypatch.setattr(encoding, "encode", encode)
+    half = shard.records[:20]
+    shards = [
+        encoding.Shard(shard.path, half, shard.pictures[:20]),
+        encoding.Shard(shard.path.with_suffix(".2"), half, shard.pictures[20:]),
+    ]
+    with pytest.raises(InputError, match="broken"):
+        list(
+            encoding.write_shards(
+                shards, shard.pictures, 256, file_adapters.FileFormat.ARRAY_RECORD
+            )
+        )
+    assert len(begun) < 10 and set(begun) <= {first, *others[19:]}
 
 
 @pytest.mark.parametrize("kind", ["rgb", "16 bit", "jpeg", "2 bit", "palette"])
