@@ -1,4 +1,4 @@
-"""Files of records: their pictures as PNGs, and little room for them."""
+"""Files of records: pictures as PNGs that take little room, and are read as they went in."""
 
 import io
 import time
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from tensorflow_datasets.core import file_adapters
+from tensorflow_datasets.core.file_adapters import FileFormat
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxdet import InputError, images
@@ -42,9 +43,7 @@ def shard(tmp_path):
 def test_what_is_stored_takes_little_room(shard):
     # The PNG itself is not compressed, which is quick to read; the file of records is.
     compressed = sum(path.stat().st_size for path in shard.pictures)
-    written = encoding.write_shards(
-        [shard], shard.pictures, 256, file_adapters.FileFormat.ARRAY_RECORD
-    )
+    written = encoding.write_shards([shard], shard.pictures, 256, FileFormat.ARRAY_RECORD)
     assert list(written) == [40]
     assert shard.path.stat().st_size < 1.2 * compressed < 0.8 * 40 * 256 * 256
 
@@ -56,7 +55,7 @@ def test_another_file_format_is_left_to_tfds(shard, monkeypatch):
         file_adapters.TfRecordFileAdapter, "write_examples",
         lambda path, examples: written.extend(examples),
     )  # fmt: skip
-    list(encoding.write_shards([shard], shard.pictures, 256, file_adapters.FileFormat.TFRECORD))
+    list(encoding.write_shards([shard], shard.pictures, 256, FileFormat.TFRECORD))
     stored = [
         tf_example_pb2.Example.FromString(data).features.feature["image"].bytes_list.value[0]
         for _, data in written
@@ -83,11 +82,7 @@ def test_after_a_failure_threads_end_with_the_picture_at_hand(shard, monkeypatch
         encoding.Shard(shard.path.with_suffix(".2"), half, shard.pictures[20:]),
     ]
     with pytest.raises(InputError, match="broken"):
-        list(
-            encoding.write_shards(
-                shards, shard.pictures, 256, file_adapters.FileFormat.ARRAY_RECORD
-            )
-        )
+        list(encoding.write_shards(shards, shard.pictures, 256, FileFormat.ARRAY_RECORD))
     assert len(begun) < 10 and set(begun) <= {first, *others[19:]}
 
 
