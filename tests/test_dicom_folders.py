@@ -143,6 +143,16 @@ def test_many_films_are_made_in_processes(tmp_path):
         list(encoding.write_shards(shards, paths, 16, ARRAY_RECORD))
 
 
+def test_processes_never_hear_of_an_interrupt(tmp_path):
+    """A terminal sends ^C to them too; it is for the one who started them."""
+    paths = many_films(tmp_path)
+    written = encoding.write_shards(shards_of(paths * 50, tmp_path), paths, 16, ARRAY_RECORD)
+    next(written)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGINT)
+    assert sum(written) == 50 * len(paths) - 10
+
+
 def test_a_process_that_is_killed_is_said(tmp_path):
     paths = many_films(tmp_path)
     written = encoding.write_shards(shards_of(paths * 50, tmp_path), paths, 16, ARRAY_RECORD)
