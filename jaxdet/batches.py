@@ -132,7 +132,7 @@ def decode_all(
     # Pillow decodes outside the interpreter lock, but threads wait for their turns with it: a few
     # pictures at a time, and no more threads than cores.
     with bar, ThreadPoolExecutor(pictures.cores()) as pool:
-        for count in pool.map(decode, (every[i : i + 16] for i in every[::16])):
+        for count in pool.map(decode, (every[i : i + 64] for i in every[::64])):
             bar.update(count)
     return images
 

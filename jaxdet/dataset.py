@@ -1,11 +1,10 @@
 """A built dataset: its images, what the readers said of them, and the names of its classes."""
 
 import hashlib
-import itertools
 import math
 import os
 import zlib
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,35 +163,35 @@ def _fields(record: bytes) -> MutableMapping:
     return tf_example_pb2.Example.FromString(record).features.feature
 
 
-class _Record(NamedTuple):
-    """What there is in a record beside the image."""
+class _Columns(NamedTuple):
+    """What there is in records beside the images: of each record, then of each reader's row."""
 
-    image_id: str
-    index: int
-    size: tuple[int, int]
-    checksum: int
+    ids: list[str]
+    index: list[int]
+    sizes: list[int]  # height and width of each
+    checksums: list[int]
+    rows: list[int]  # how many
     labels: list[int]
     readers: list[str]
-    normal_readers: list[str]
-    corners: list[float]  # four a box, as TFDS has them: ymin, xmin, ymax, xmax, of the image 1
+    corners: list[float]  # four a row, as TFDS has them: ymin, xmin, ymax, xmax, of the image 1
 
 
-def _parse(record: bytes) -> _Record:
-    fields = _fields(record)
-    readers, normal = (
-        [name.decode() for name in fields[kind].bytes_list.value]
-        for kind in ("objects/reader", "normal_readers")
-    )
-    return _Record(
-        image_id=fields["image_id"].bytes_list.value[0].decode(),
-        index=fields["index"].int64_list.value[0],
-        size=(fields["height"].int64_list.value[0], fields["width"].int64_list.value[0]),
-        checksum=zlib.crc32(fields["image"].bytes_list.value[0]),
-        labels=list(fields["objects/label"].int64_list.value),
-        readers=readers,
-        normal_readers=normal,
-        corners=list(fields["objects/bbox"].float_list.value),
-    )
+def _parse(records: Iterable[bytes], no_finding: int) -> _Columns:
+    columns = _Columns(*([] for _ in _Columns._fields))
+    for fields in map(_fields, records):
+        labels = fields["objects/label"].int64_list.value
+        normal = fields["normal_readers"].bytes_list.value
+        readers = (*fields["objects/reader"].bytes_list.value, *normal)
+        columns.ids.append(fields["image_id"].bytes_list.value[0].decode())
+        columns.index.append(fields["index"].int64_list.value[0])
+        columns.sizes.extend(fields[side].int64_list.value[0] for side in ("height", "width"))
+        columns.checksums.append(zlib.crc32(fields["image"].bytes_list.value[0]))
+        columns.rows.append(len(readers))
+        columns.labels.extend((*labels, *[no_finding] * len(normal)))
+        columns.readers.extend(name.decode() for name in readers)
+        columns.corners.extend(fields["objects/bbox"].float_list.value)
+        columns.corners.extend([math.nan] * (4 * len(normal)))
+    return columns
 
 
 def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
@@ -208,38 +207,36 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
     try:
         source = builder.as_data_source(split).data_source
         every = range(len(source))
+
+        def parse(rows):
+            return _parse((source[i] for i in rows), no_finding)
+
+        columns = parse(())
         # ArrayRecord reads and unpacks outside Python's lock.
         with ThreadPoolExecutor(images.cores()) as pool:
-            portions = (every[i : i + 64] for i in every[::64])
-            read = pool.map(lambda rows: [_parse(source[i]) for i in rows], portions)
-            records = list(itertools.chain.from_iterable(read))
+            for portion in pool.map(parse, (every[i : i + 64] for i in every[::64])):
+                for column, more in zip(columns, portion, strict=True):
+                    column.extend(more)
 
-        sizes = np.array([record.size for record in records], np.int64).reshape(-1, 2)
-        image, labels, readers, corners = [], [], [], []
-        for i, record in enumerate(records):
-            normal = len(record.normal_readers)
-            image += [i] * (len(record.labels) + normal)
-            labels += record.labels + [no_finding] * normal
-            readers += record.readers + record.normal_readers
-            corners += record.corners + [math.nan] * (4 * normal)
-        image = np.array(image, np.int64)
-        relative = np.array(corners, np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
+        sizes = np.array(columns.sizes, np.int64).reshape(-1, 2)
+        image = np.repeat(np.arange(len(sizes)), columns.rows)
+        relative = np.array(columns.corners, np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
         boxes = (relative * sizes[image][:, [1, 0, 1, 0]]).astype(np.float32)
     except Exception as error:  # whatever TFDS, ArrayRecord or protobuf run into
         raise _damaged(builder.data_dir, error) from error
     return Dataset(
         class_names=class_names,
         class_ids=tuple(map(int, class_ids)),
-        ids=np.array([record.image_id for record in records], str),
-        index=np.array([record.index for record in records], np.int64),
+        ids=np.array(columns.ids, str),
+        index=np.array(columns.index, np.int64),
         sizes=sizes,
         annotations=Annotations(
             image=image,
-            labels=np.array(labels, np.int64),
-            readers=np.array(readers, str),
+            labels=np.array(columns.labels, np.int64),
+            readers=np.array(columns.readers, str),
             boxes=boxes,
         ),
-        checksums=np.array([record.checksum for record in records], np.int64),
+        checksums=np.array(columns.checksums, np.int64),
         source=_Images(source),
-        rows=np.arange(len(records)),
+        rows=np.arange(len(sizes)),
     )

@@ -94,6 +94,24 @@ def test_records_are_what_the_folder_says(folder, tmp_path, capsys):
     np.testing.assert_array_equal(q["image"][..., 0], picture(2))
 
 
+def test_a_reader_who_finds_nothing_beside_others_who_do(folder, tmp_path):
+    rows = [*ROWS[:1], "a,No finding,14,R1,,,,", *ROWS[1:]]
+    (folder / "train.csv").write_text("\n".join([HEADER, *rows]))
+    path = builder.build("256", tmp_path / "data", folder)
+    dataset = read_split(tfds.builder_from_directory(path), "train")
+    got = dataset.annotations
+    ids = dataset.ids[got.image]
+    assert [*zip(got.labels[ids == "a"], got.readers[ids == "a"], strict=True)] == [
+        (3, "R9"), (13, "R8"), (3, "R10"), (14, "R1"),
+    ]  # fmt: skip
+    assert [*zip(got.labels[ids == "b"], got.readers[ids == "b"], strict=True)] == [
+        (14, "R1"), (14, "R2"),
+    ]  # fmt: skip
+    boxes = got.boxes[ids == "a"]
+    np.testing.assert_allclose(boxes[:2], [[10, 20, 110.5, 220], [0, 0, 200, 300]], atol=1e-4)
+    assert np.isnan(boxes[3]).all()
+
+
 def test_label_names_are_the_classes(folder, tmp_path):
     info = tfds.builder_from_directory(builder.build("256", tmp_path / "data", folder)).info
     assert tuple(info.features["objects"]["label"].names) == kaggle.CLASS_NAMES
