@@ -180,13 +180,16 @@ def to_torchvision(batch: dict, device: str) -> tuple[list, list]:
     return images, targets
 
 
-def in_turns(systems: dict[str, Callable[[], None]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each call; everyone is called once before, and then once a round."""
+def in_turns(
+    systems: dict[str, Callable[[], None]], rounds: int, prepare: Callable[[], None] = lambda: None
+) -> dict[str, np.ndarray]:
+    """Seconds of each call; everyone is called once before, and then, prepared, once a round."""
     for call in systems.values():
         call()
     seconds = {name: [] for name in systems}
     for _ in range(rounds):
         for name, call in systems.items():
+            prepare()
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
