@@ -133,7 +133,7 @@ def test_memory_that_a_step_frees_is_not_fetched_anew():
                 x = step(parallel.shard_batch({"x": batch}, mesh)["x"])
             x.block_until_ready()
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        run(20)  # now and then what is kept lies in pieces too small, and more is added
+        run(100)  # now and then what is kept lies in pieces too small, and more is added
         print(-run(1) + run(100))
     """
     # One device: several compute on threads of their own.
@@ -141,5 +141,5 @@ def test_memory_that_a_step_frees_is_not_fetched_anew():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     fetched = int(done.stdout) * resource.getpagesize() / 100  # bytes a step
-    # At most 0.4 MB in 28 processes; 1.2 to 21 where a part of what this needs is left out.
-    assert fetched < 0.8e6
+    # At most 0.5 MB in 26 processes, 1.2 to 21 where a part of what this needs is left out.
+    assert fetched < 1e6
