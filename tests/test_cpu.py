@@ -133,7 +133,7 @@ def test_memory_that_a_step_frees_is_not_fetched_anew():
                 x = step(parallel.shard_batch({"x": batch}, mesh)["x"])
             x.block_until_ready()
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        run(100)  # now and then what is kept lies in pieces too small, and more is added
+        run(20)  # now and then what is kept lies in pieces too small, and more is added
         print(-run(1) + run(100))
     """
     # One device: several compute on threads of their own.
