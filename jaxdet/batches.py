@@ -129,7 +129,7 @@ def decode_all(
         return len(rows)
 
     every = range(len(dataset))
-    # Pillow decodes outside the interpreter lock, but threads wait for their turns with it: a few
+    # Pillow decodes outside the interpreter lock, but threads wait for their turns with it: many
     # pictures at a time, and no more threads than cores.
     with bar, ThreadPoolExecutor(pictures.cores()) as pool:
         for count in pool.map(decode, (every[i : i + 64] for i in every[::64])):
