@@ -1,14 +1,10 @@
 """A built dataset: its images, what the readers said of them, and the names of its classes."""
 
 import hashlib
-import math
 import os
-import zlib
-from collections.abc import Iterable, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -145,98 +141,58 @@ def _damaged(folder: object, error: Exception) -> InputError:
     )
 
 
-class _Images(Sequence):
-    """The encoded images of records, which TFDS's data source has as bytes."""
+class _Pictures(Sequence):
+    """The encoded images of a split, one read at a time; TFDS's own parser would decode them."""
 
-    def __init__(self, records: Any):
-        self.records = records
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self.folder = builder.data_dir
+        self.records = builder.as_data_source(split).data_source
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, i: int) -> bytes:
-        return _fields(self.records[i])["image"].bytes_list.value[0]
-
-
-def _fields(record: bytes) -> MutableMapping:
-    """By name. TFDS's own parser takes longer than decoding the picture."""
-    return tf_example_pb2.Example.FromString(record).features.feature
-
-
-class _Columns(NamedTuple):
-    """What there is in records beside the images: of each record, then of each reader's row."""
-
-    ids: list[str]
-    index: list[int]
-    sizes: list[int]  # height and width of each
-    checksums: list[int]
-    rows: list[int]  # how many
-    labels: list[int]
-    readers: list[str]
-    corners: list[float]  # four a row, as TFDS has them: ymin, xmin, ymax, xmax, of the image 1
-
-
-def _parse(records: Iterable[bytes], no_finding: int) -> _Columns:
-    columns = _Columns(*([] for _ in _Columns._fields))
-    for fields in map(_fields, records):
-        labels = fields["objects/label"].int64_list.value
-        normal = fields["normal_readers"].bytes_list.value
-        readers = (*fields["objects/reader"].bytes_list.value, *normal)
-        columns.ids.append(fields["image_id"].bytes_list.value[0].decode())
-        columns.index.append(fields["index"].int64_list.value[0])
-        columns.sizes.extend(fields[side].int64_list.value[0] for side in ("height", "width"))
-        columns.checksums.append(zlib.crc32(fields["image"].bytes_list.value[0]))
-        columns.rows.append(len(readers))
-        columns.labels.extend((*labels, *[no_finding] * len(normal)))
-        columns.readers.extend(name.decode() for name in readers)
-        columns.corners.extend(fields["objects/bbox"].float_list.value)
-        columns.corners.extend([math.nan] * (4 * len(normal)))
-    return columns
+        try:
+            example = tf_example_pb2.Example.FromString(self.records[i])
+            return example.features.feature["image"].bytes_list.value[0]
+        except Exception as error:  # whatever ArrayRecord or protobuf run into
+            raise _damaged(self.folder, error) from error
 
 
 def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
-    """All records of a split ("train", "test"), without decoding the images.
+    """What is said of all images of a split ("train", "test"); the images are read when needed.
 
     Raises:
-        InputError: if the dataset is damaged.
+        InputError: if the dataset is damaged, as far as its files' sizes and its table tell.
     """
+    folder, stored = Path(builder.data_dir), builder.info.splits[split]
+    table = folder / f"{split}.npz"
     class_names = tuple(builder.info.features["objects"]["label"].names)
-    no_finding = len(class_names)
-    class_ids = (builder.info.metadata or {}).get("class_ids", range(no_finding + 1))
-
+    class_ids = (builder.info.metadata or {}).get("class_ids", range(len(class_names) + 1))
     try:
-        source = builder.as_data_source(split).data_source
-        every = range(len(source))
-
-        def parse(rows):
-            return _parse((source[i] for i in rows), no_finding)
-
-        columns = parse(())
-        # ArrayRecord reads and unpacks outside Python's lock.
-        with ThreadPoolExecutor(images.cores()) as pool:
-            for portion in pool.map(parse, (every[i : i + 64] for i in every[::64])):
-                for column, more in zip(columns, portion, strict=True):
-                    column.extend(more)
-
-        sizes = np.array(columns.sizes, np.int64).reshape(-1, 2)
-        image = np.repeat(np.arange(len(sizes)), columns.rows)
-        relative = np.array(columns.corners, np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
-        boxes = (relative * sizes[image][:, [1, 0, 1, 0]]).astype(np.float32)
-    except Exception as error:  # whatever TFDS, ArrayRecord or protobuf run into
-        raise _damaged(builder.data_dir, error) from error
-    return Dataset(
-        class_names=class_names,
-        class_ids=tuple(map(int, class_ids)),
-        ids=np.array(columns.ids, str),
-        index=np.array(columns.index, np.int64),
-        sizes=sizes,
-        annotations=Annotations(
-            image=image,
-            labels=np.array(columns.labels, np.int64),
-            readers=np.array(columns.readers, str),
-            boxes=boxes,
-        ),
-        checksums=np.array(columns.checksums, np.int64),
-        source=_Images(source),
-        rows=np.arange(len(sizes)),
-    )
+        if sum(map(os.path.getsize, stored.filepaths)) != stored.num_bytes:
+            raise ValueError(f"the files of {split!r} are not as large as they were")
+        if not table.exists():
+            raise ValueError(f"without {table.name}, as before version 1.2.0")
+        with np.load(table, allow_pickle=False) as file:
+            columns = dict(file)
+        if len(columns["ids"]) != stored.num_examples:
+            raise ValueError(f"{table.name} is of another dataset")
+        return Dataset(
+            class_names=class_names,
+            class_ids=tuple(map(int, class_ids)),
+            ids=columns["ids"],
+            index=columns["index"],
+            sizes=columns["sizes"],
+            annotations=Annotations(
+                image=columns["image"],
+                labels=columns["labels"],
+                readers=columns["readers"],
+                boxes=columns["boxes"].astype(np.float32),
+            ),
+            checksums=columns["checksums"],
+            source=_Pictures(builder, split),
+            rows=np.arange(stored.num_examples),
+        )
+    except Exception as error:  # whatever NumPy, TFDS or ArrayRecord run into
+        raise _damaged(folder, error) from error

@@ -24,7 +24,7 @@ def test_the_command_says_what_there_is_and_what_comes_next(folder, tmp_path, ca
     for _ in range(2):  # built, and found built
         command.main(flags)
         out = capsys.readouterr().out
-        assert f"dataset: {tmp_path}/tfds_vinbig/512/1.1.0" in out
+        assert f"dataset: {tmp_path}/tfds_vinbig/512/1.2.0" in out
         assert "train: 2 images, 3 boxes, 2 rows of no finding" in out
         assert "test: 1 images, 0 boxes, 0 rows of no finding" in out
         assert f"run.py --config=configs/retina.py:512 --config.data.dir={tmp_path}" in out
@@ -121,7 +121,7 @@ def test_exit_codes(folder, tmp_path):
     assert "--manual_dir FOLDER" in run("--help").stdout
     # Another process writes the same bytes (protobuf orders fields by a seed of the process).
     here = builder.build("256", tmp_path / "here", folder)
-    assert files(here) == files(tmp_path / "data/tfds_vinbig/256/1.1.0")
+    assert files(here) == files(tmp_path / "data/tfds_vinbig/256/1.2.0")
 
     (folder / "train/a.png").write_bytes((folder / "train/a.png").read_bytes()[:5000])
     for flags, said in (

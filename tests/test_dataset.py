@@ -1,3 +1,5 @@
+import shutil
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -5,7 +7,8 @@ import pandas as pd
 import pytest
 
 from jaxdet import InputError
-from jaxdet.dataset import fingerprint_of_ids, open_dataset
+from jaxdet.batches import decode_all
+from jaxdet.dataset import fingerprint_of_ids, open_dataset, read_split
 
 
 def test_records_are_the_rows_of_train_csv_in_original_pixels(dataset, kaggle_folder):
@@ -21,6 +24,46 @@ def test_records_are_the_rows_of_train_csv_in_original_pixels(dataset, kaggle_fo
         (dataset.ids[i], c, r, *np.round(b.astype(float), 2))
         for i, c, r, b in zip(got.image, got.labels, got.readers, boxes, strict=True)
     }
+
+
+def test_the_table_says_what_the_records_say(dataset, data_dir):
+    """For whoever reads them with TFDS; both are in the same order."""
+    source = open_dataset("tfds_vinbig/256", str(data_dir)).as_data_source("train")
+    rows = dataset.annotations
+    for i, record in enumerate(source):
+        assert record["image_id"].decode() == dataset.ids[i]
+        assert record["index"] == dataset.index[i]
+        assert (record["height"], record["width"]) == tuple(dataset.sizes[i])
+        np.testing.assert_array_equal(record["image"][..., 0], dataset.decode(i, 256))
+        assert zlib.crc32(dataset.encoded(i)) == dataset.checksums[i]
+        found = (rows.image == i) & (rows.labels != 14)
+        normal = (rows.image == i) & (rows.labels == 14)
+        np.testing.assert_array_equal(record["objects"]["label"], rows.labels[found])
+        assert [r.decode() for r in record["objects"]["reader"]] == [*rows.readers[found]]
+        assert [r.decode() for r in record["normal_readers"]] == [*rows.readers[normal]]
+        relative = np.reshape(record["objects"]["bbox"], (-1, 4))[:, [1, 0, 3, 2]]
+        boxes = relative * np.tile(dataset.sizes[i][::-1], 2)
+        np.testing.assert_allclose(boxes, rows.boxes[found], atol=1e-3)
+        assert np.isnan(rows.boxes[normal]).all()
+
+
+def test_a_damaged_picture_is_said_when_it_is_read(data_dir, tmp_path):
+    shutil.copytree(data_dir / "tfds_vinbig/256", tmp_path / "x/256")
+    (path,) = tmp_path.rglob("*train.array_record*")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    dataset = read_split(open_dataset("x/256", str(tmp_path)), "train")
+    with pytest.raises(InputError, match=r"\.dir: the dataset in .*/x/256/.* is damaged"):
+        decode_all(dataset, 64, "train")
+
+
+def test_a_table_of_another_dataset_is_said(data_dir, tmp_path):
+    shutil.copytree(data_dir / "tfds_vinbig/256", tmp_path / "x/256")
+    (table,) = tmp_path.rglob("train.npz")
+    shutil.copy(table.with_name("test.npz"), table)
+    with pytest.raises(InputError, match=r"train\.npz is of another dataset"):
+        read_split(open_dataset("x/256", str(tmp_path)), "train")
 
 
 def test_take_keeps_image_and_rows_together(dataset):

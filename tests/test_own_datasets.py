@@ -29,7 +29,7 @@ def test_the_classes_of_train_csv(tmp_path, capsys):
     make_lungs(tmp_path / "lungs")
     path = builder.build("lungs", tmp_path / "data", tmp_path / "lungs", size=64)
     assert capsys.readouterr() == ("", "")
-    assert path == tmp_path / "data/tfds_vinbig/lungs/1.1.0"
+    assert path == tmp_path / "data/tfds_vinbig/lungs/1.2.0"
     info = tfds.builder_from_directory(path).info
     assert info.features["objects"]["label"].names == ["Left lung", "Right lung"]
     assert info.metadata["class_ids"] == [2, 7, 5]

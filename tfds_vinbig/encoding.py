@@ -39,8 +39,9 @@ class Shard(NamedTuple):
 
 def write_shards(
     shards: Iterable[Shard], paths: Sequence[Path], size: int, file_format: FileFormat
-) -> Iterator[int]:
-    """Write the files, with pictures as in `encode`; gives the records of each when it is there.
+) -> Iterator[tuple[int, list[int]]]:
+    """Write the files, with pictures as in `encode`; gives, of each that is there, its number and
+    the checksums of its pictures.
 
     Pillow decodes outside the interpreter lock, so in threads; many pictures in processes, and
     DICOM too, whose decoders hold it.
@@ -55,14 +56,12 @@ def write_shards(
     stop = threading.Event() if few else None
     with _threads(stop) if few else _processes() as pool:
         try:
-            counts = {}
-            for shard in shards:
+            numbers = {}
+            for number, shard in enumerate(shards):
                 with _uninterrupted():
-                    begun = pool.submit(_write_shard, shard, size, file_format, stop)
-                counts[begun] = len(shard.records)
-            for written in as_completed(counts):
-                written.result()
-                yield counts[written]
+                    numbers[pool.submit(_write_shard, shard, size, file_format, stop)] = number
+            for written in as_completed(numbers):
+                yield numbers[written], written.result()
         except BrokenProcessPool as error:
             raise InputError(
                 f"{paths[0].parent}: a process that decoded these pictures was killed: is there "
@@ -118,26 +117,32 @@ def _begin_process(reader: Connection) -> None:
 
 def _write_shard(
     shard: Shard, size: int, file_format: FileFormat, stop: threading.Event | None
-) -> None:
-    examples = _with_pictures(shard, size, stop)
+) -> list[int]:
+    checksums = []
+    examples = _with_pictures(shard, size, stop, checksums)
     if file_format != FileFormat.ARRAY_RECORD:  # which `tfds build` may ask for
         file_adapters.ADAPTER_FOR_FORMAT[file_format].write_examples(
             shard.path, enumerate(examples)
         )
-        return
+        return checksums
     # zstd's first level, where TFDS takes the third: three times as fast, pictures are as small.
     file = ArrayRecordWriter(os.fspath(shard.path), "group_size:1,zstd:1")
     for example in examples:
         file.write(example)
     file.close()
+    return checksums
 
 
-def _with_pictures(shard: Shard, size: int, stop: threading.Event | None) -> Iterator[bytes]:
+def _with_pictures(
+    shard: Shard, size: int, stop: threading.Event | None, checksums: list[int]
+) -> Iterator[bytes]:
     for record, path in zip(shard.records, shard.pictures, strict=True):
         if stop is not None and stop.is_set():
             return  # no one will have the file
+        picture = encode(path, size)
+        checksums.append(zlib.crc32(picture))
         example = tf_example_pb2.Example.FromString(record)
-        example.features.feature["image"].bytes_list.value[:] = [encode(path, size)]
+        example.features.feature["image"].bytes_list.value[:] = [picture]
         # The fields in one order; protobuf's differs from process to process.
         yield example.SerializeToString(deterministic=True)
 

@@ -129,5 +129,7 @@ CASES = {
         "records that are cut": dataset(half, "train.array_record"),
         "records that are empty": dataset(empty, "train.array_record"),
         "records that are missing": dataset(Path.unlink, "train.array_record"),
+        "a table of annotations that is cut": dataset(half, "train.npz"),
+        "a table of annotations that is missing": dataset(Path.unlink, "train.npz"),
     },
 }
