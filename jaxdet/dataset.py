@@ -178,6 +178,8 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
             columns = dict(file)
         if len(columns["ids"]) != stored.num_examples:
             raise ValueError(f"{table.name} is of another dataset")
+        relative = columns["relative_boxes"].astype(np.float64)[:, [1, 0, 3, 2]]
+        scale = columns["sizes"][columns["image"]][:, [1, 0, 1, 0]]
         return Dataset(
             class_names=class_names,
             class_ids=tuple(map(int, class_ids)),
@@ -188,7 +190,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
                 image=columns["image"],
                 labels=columns["labels"],
                 readers=columns["readers"],
-                boxes=columns["boxes"].astype(np.float32),
+                boxes=(relative * scale).astype(np.float32),
             ),
             checksums=columns["checksums"],
             source=_Pictures(builder, split),

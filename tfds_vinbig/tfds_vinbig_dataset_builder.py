@@ -25,7 +25,7 @@ from tqdm import tqdm
 from jaxdet import InputError
 from tfds_vinbig import kaggle, scratch, vindr
 from tfds_vinbig.encoding import Shard, write_shards
-from tfds_vinbig.records import Folder, Record, Row, flatten
+from tfds_vinbig.records import Folder, Record, Row
 
 
 @dataclasses.dataclass
@@ -162,16 +162,19 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             for shard, found in written:
                 checksums[slices[shard]] = found
                 bar.update(len(found))
-        # Who wants to know what is said of the images need not read the pictures for it.
+        # What is said of the images again, so that no one need read the pictures for it.
+        said = [(i, row) for i, record in enumerate(records) for row in self._rows(record)]
+        boxes = [relative(row, records[i]) for i, row in said]
         np.savez(
             self.data_path / f"{split}.npz",
+            ids=[record.image_id for record in records],
             index=[record.index for record in records],
             sizes=[(record.height, record.width) for record in records],
             checksums=checksums,
-            **flatten(
-                (row for record in records for row in record.rows),
-                (record.image_id for record in records),
-            ),
+            image=np.array([i for i, _ in said], np.int64),
+            labels=np.array([row.label for _, row in said], np.int64),
+            readers=np.array([row.rad_id for _, row in said], np.str_),
+            relative_boxes=np.array(boxes, np.float32).reshape(-1, 4),  # in TFDS's order
         )
         return tfds.core.SplitInfo(
             name=split,
@@ -182,8 +185,9 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
 
     def _serialize(self, record: Record) -> bytes:
         """All but the picture, which is left empty."""
-        found = [row for row in record.rows if row.label != self._normal]
-        normal = [row for row in record.rows if row.label == self._normal]
+        rows = self._rows(record)
+        found = [row for row in rows if row.label != self._normal]
+        normal = rows[len(found) :]
         return self.info.features.serialize_example(
             {
                 "image_id": record.image_id,
@@ -198,6 +202,10 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
                 "normal_readers": [row.rad_id for row in normal],
             }
         )
+
+    def _rows(self, record: Record) -> list[Row]:
+        """Those of findings first."""
+        return sorted(record.rows, key=lambda row: row.label == self._normal)
 
     @property
     def _normal(self) -> int:
