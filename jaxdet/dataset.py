@@ -152,6 +152,7 @@ class _Pictures(Sequence):
         return len(self.records)
 
     def __getitem__(self, i: int) -> bytes:
+        i = range(len(self))[i]  # an IndexError says that there are no more, not that it is damaged
         try:
             example = tf_example_pb2.Example.FromString(self.records[i])
             return example.features.feature["image"].bytes_list.value[0]

@@ -163,6 +163,7 @@ def test_records_are_in_the_order_of_tfds(tmp_path):
     assert list(dataset.ids) == expected
     for i, name in enumerate(expected):
         np.testing.assert_array_equal(dataset.decode(i, 16), picture(names.index(name), 16))
+        assert zlib.crc32(dataset.encoded(i)) == dataset.checksums[i]
 
 
 @settings(

@@ -47,6 +47,11 @@ def test_the_table_says_what_the_records_say(dataset, data_dir):
         assert np.isnan(rows.boxes[normal]).all()
 
 
+def test_the_pictures_come_to_an_end(dataset):
+    assert list(dataset.source) == [dataset.encoded(i) for i in range(len(dataset))]
+    assert dataset.source[-1] == dataset.encoded(len(dataset) - 1)
+
+
 def test_a_damaged_picture_is_said_when_it_is_read(data_dir, tmp_path):
     shutil.copytree(data_dir / "tfds_vinbig/256", tmp_path / "x/256")
     (path,) = tmp_path.rglob("*train.array_record*")
