@@ -144,8 +144,8 @@ def _damaged(folder: object, error: Exception) -> InputError:
 class _Pictures(Sequence):
     """The encoded images of a split, one read at a time; TFDS's own parser would decode them."""
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        self.folder = builder.data_dir
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, ids: np.ndarray):
+        self.folder, self.ids = builder.data_dir, ids
         self.records = builder.as_data_source(split).data_source
 
     def __len__(self) -> int:
@@ -154,8 +154,11 @@ class _Pictures(Sequence):
     def __getitem__(self, i: int) -> bytes:
         i = range(len(self))[i]  # an IndexError says that there are no more, not that it is damaged
         try:
-            example = tf_example_pb2.Example.FromString(self.records[i])
-            return example.features.feature["image"].bytes_list.value[0]
+            fields = tf_example_pb2.Example.FromString(self.records[i]).features.feature
+            name = fields["image_id"].bytes_list.value[0].decode()
+            if name != self.ids[i]:
+                raise ValueError(f"it has image {name} where its table has {self.ids[i]}")
+            return fields["image"].bytes_list.value[0]
         except Exception as error:  # whatever ArrayRecord or protobuf run into
             raise _damaged(self.folder, error) from error
 
@@ -194,7 +197,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
                 boxes=(relative * scale).astype(np.float32),
             ),
             checksums=columns["checksums"],
-            source=_Pictures(builder, split),
+            source=_Pictures(builder, split, columns["ids"]),
             rows=np.arange(stored.num_examples),
         )
     except Exception as error:  # whatever NumPy, TFDS or ArrayRecord run into

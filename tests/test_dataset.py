@@ -58,9 +58,9 @@ def test_a_damaged_picture_is_said_when_it_is_read(data_dir, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    dataset = read_split(open_dataset("x/256", str(tmp_path)), "train")
+    builder = open_dataset("x/256", str(tmp_path))
     with pytest.raises(InputError, match=r"\.dir: the dataset in .*/x/256/.* is damaged"):
-        decode_all(dataset, 64, "train")
+        decode_all(read_split(builder, "train"), 64, "train")
 
 
 def test_a_table_of_another_dataset_is_said(data_dir, tmp_path):
@@ -69,6 +69,14 @@ def test_a_table_of_another_dataset_is_said(data_dir, tmp_path):
     shutil.copy(table.with_name("test.npz"), table)
     with pytest.raises(InputError, match=r"train\.npz is of another dataset"):
         read_split(open_dataset("x/256", str(tmp_path)), "train")
+
+
+def test_a_picture_of_another_image_is_said(data_dir):
+    """As of record files that somebody has exchanged."""
+    dataset = read_split(open_dataset("tfds_vinbig/256", str(data_dir)), "train")
+    dataset.source.ids = dataset.ids[::-1]
+    with pytest.raises(InputError, match=r"it has image train\d\d where its table has train\d\d"):
+        dataset.decode(0, 64)
 
 
 def test_take_keeps_image_and_rows_together(dataset):
