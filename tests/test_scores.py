@@ -51,6 +51,13 @@ def test_score_of_a_split_of_the_truth(tmp_path):
     scores = json.loads(done.stdout)
     assert scores["num_images"] == 2 and scores["mAP@0.4"] == 0.5
     assert "1 annotated images are not in the submission" in done.stderr
+    box = {"image_id": "b", "category_id": 3, "bbox": [0, 0, 100, 40], "score": 1}
+    (tmp_path / "s.json").write_text(json.dumps([box]))  # has no word on images of no finding
+    same = command(
+        "--mode=score", f"--annotations={tmp_path}/truth.csv", f"--submission={tmp_path}/s.json"
+    )
+    assert json.loads(same.stdout)["num_images"] == 2
+    assert json.loads(same.stdout)["mAP@0.4"] == scores["mAP@0.4"]
 
 
 def test_score_counts_images_without_annotations(tmp_path):

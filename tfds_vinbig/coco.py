@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from jaxdet import InputError, images
 from jaxdet.boxes import BoxTable
 from tfds_vinbig.json_lists import (
-    entries_of,
     list_of,
     load,
+    load_detections,
     parse_id,
     parse_number,
     parse_whole,
@@ -180,22 +180,20 @@ def to_json(
 def read_detections(path: str | Path, annotations: Annotations) -> tuple[list[str], BoxTable]:
     """Detections in COCO's results form on the images of `annotations`: their ids, and the table.
 
-    An image is named by its id in the annotation file, or by its file with or without a suffix.
-    Every image gets a row of "No finding" with the score 1 - its best score, unless the file has
-    one of that category.
+    Where `annotations` has splits, on the images of those that the file has a detection in. An
+    image is named by its id in the annotation file, or by its file with or without a suffix. Every
+    image gets a row of "No finding" with the score 1 - its best score, unless the file has one of
+    that category.
 
     Raises:
         InputError: with every problem of the file, each with the entry.
     """
     path, problems = Path(os.path.expanduser(path)), []
-    data = load(path, problems)
-    if not problems and not isinstance(data, list):
-        problems.append(f"{path}: not a list of detections")
     known = {name: i for i, name in enumerate(annotations.ids)}
     numbers = {name: i for i, name in enumerate(annotations.image_ids or ())}
     labels = {class_id: label for label, class_id in enumerate(annotations.class_ids)}
-    normal, image, rows = len(annotations.class_names), [], []
-    for place, entry in entries_of(data if isinstance(data, list) else [], path, "", problems):
+    normal, names, rows = len(annotations.class_names), [], []
+    for place, entry in load_detections(path, problems):
         try:
             position = _find(entry.get("image_id"), numbers, known)
             label = labels.get(parse_whole(entry.get("category_id")))
@@ -211,10 +209,12 @@ def read_detections(path: str | Path, annotations: Annotations) -> tuple[list[st
         except InputError as error:
             problems.append(f"{place}: {error}")
             continue
-        image.append(position)
+        names.append(annotations.ids[position])
         rows.append((label, score, *box))
     raise_all(problems, path)
 
+    known = {name: i for i, name in enumerate(annotations.of_splits_with(names or known).ids)}
+    image = [known[name] for name in names]
     best = [0.0] * len(known)
     for position, (label, score, *_) in zip(image, rows, strict=True):
         best[position] = max(best[position], score) if label != normal else best[position]

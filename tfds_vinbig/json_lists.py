@@ -46,6 +46,14 @@ def list_of(data: Any, path: Path, name: str, problems: list[str]) -> list[tuple
     return entries_of(found, path, name, problems)
 
 
+def load_detections(path: Path, problems: list[str]) -> list[tuple[str, dict]]:
+    """The entries of a file in COCO's results form, which is one list."""
+    data = load(path, problems)
+    if not problems and not isinstance(data, list):
+        problems.append(f"{path}: not a list of detections")
+    return entries_of(data if isinstance(data, list) else [], path, "", problems)
+
+
 def parse_id(value: Any) -> int | str | None:
     """An id as COCO files have them: a whole number, or a name."""
     if isinstance(value, str) and value and value.isprintable():

@@ -8,7 +8,7 @@ import numpy as np
 from jaxdet import InputError
 from jaxdet.boxes import BoxTable
 from tfds_vinbig import coco, submission
-from tfds_vinbig.json_lists import entries_of, load, parse_id, parse_whole
+from tfds_vinbig.json_lists import load_detections, parse_id, parse_whole
 from tfds_vinbig.records import Annotations, flatten, raise_all
 from tfds_vinbig.tables import parse_number, read_table
 
@@ -88,10 +88,7 @@ def _named_in_csv(path: Path) -> tuple[list[str], set[int]]:
 def _named_in_json(path: Path) -> tuple[list[int | str], set[int]]:
     """The images and classes of COCO results; the rest `coco.read_detections` says."""
     problems = []
-    data = load(path, problems)
-    if not problems and not isinstance(data, list):
-        problems.append(f"{path}: not a list of detections")
-    entries = entries_of(data if isinstance(data, list) else [], path, "", problems)
+    entries = load_detections(path, problems)
     raise_all(problems, path)
     ids = dict.fromkeys(parse_id(entry.get("image_id")) for _, entry in entries)
     classes = {parse_whole(entry.get("category_id")) for _, entry in entries}
