@@ -171,13 +171,16 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
     """
     folder, stored = Path(builder.data_dir), builder.info.splits[split]
     table = folder / f"{split}.npz"
+    if not table.exists():
+        raise InputError(
+            f"config.data.dir: the dataset in {folder} has no {table.name}, as before version "
+            "1.2.0: remove it, and build it again"
+        )
     class_names = tuple(builder.info.features["objects"]["label"].names)
     class_ids = (builder.info.metadata or {}).get("class_ids", range(len(class_names) + 1))
     try:
         if sum(map(os.path.getsize, stored.filepaths)) != stored.num_bytes:
             raise ValueError(f"the files of {split!r} are not as large as they were")
-        if not table.exists():
-            raise ValueError(f"without {table.name}, as before version 1.2.0")
         with np.load(table, allow_pickle=False) as file:
             columns = dict(file)
         if len(columns["ids"]) != stored.num_examples:

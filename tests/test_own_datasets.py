@@ -93,7 +93,7 @@ def test_a_folder_that_was_not_read_is_said(folder, tmp_path, capsys):
     ):
         assert builder.build("256", tmp_path / "data", **flags) == path
         captured = capsys.readouterr()
-        assert captured.out == f"already built: {path}\n"
+        assert captured.out == f"already built: {path}; remove it to build it anew\n"
         assert captured.err.startswith(f"note: already built from --manual_dir={folder};")
         assert said in captured.err and f"remove {path}" in captured.err
         assert captured.err.count("\n") == 1

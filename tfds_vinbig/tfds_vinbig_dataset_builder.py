@@ -309,7 +309,7 @@ def build(
     scratch.remove_abandoned(target)
     if os.path.exists(target / "dataset_info.json"):
         _check_built(target, source, size)
-        print(f"already built: {target}")
+        print(f"already built: {target}; remove it to build it anew")
         return target
     if os.path.exists(target):
         raise InputError(f"{target}: not a whole dataset: remove it, or choose another --data_dir")
