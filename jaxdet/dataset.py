@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,8 +145,8 @@ def _damaged(folder: object, error: Exception) -> InputError:
 class _Pictures(Sequence):
     """The encoded images of a split, one read at a time; TFDS's own parser would decode them."""
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, ids: np.ndarray):
-        self.folder, self.ids = builder.data_dir, ids
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, checksums: np.ndarray):
+        self.folder, self.checksums = builder.data_dir, checksums
         self.records = builder.as_data_source(split).data_source
 
     def __len__(self) -> int:
@@ -154,11 +155,11 @@ class _Pictures(Sequence):
     def __getitem__(self, i: int) -> bytes:
         i = range(len(self))[i]  # an IndexError says that there are no more, not that it is damaged
         try:
-            fields = tf_example_pb2.Example.FromString(self.records[i]).features.feature
-            name = fields["image_id"].bytes_list.value[0].decode()
-            if name != self.ids[i]:
-                raise ValueError(f"it has image {name} where its table has {self.ids[i]}")
-            return fields["image"].bytes_list.value[0]
+            example = tf_example_pb2.Example.FromString(self.records[i])
+            data = example.features.feature["image"].bytes_list.value[0]
+            if zlib.crc32(data) != self.checksums[i]:
+                raise ValueError(f"picture {i} is not the one that its table is of")
+            return data
         except Exception as error:  # whatever ArrayRecord or protobuf run into
             raise _damaged(self.folder, error) from error
 
@@ -169,7 +170,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
     Raises:
         InputError: if the dataset is damaged, as far as its files' sizes and its table tell.
     """
-    folder, stored = Path(builder.data_dir), builder.info.splits[split]
+    folder = Path(builder.data_dir)
     table = folder / f"{split}.npz"
     if not table.exists():
         raise InputError(
@@ -179,6 +180,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
     class_names = tuple(builder.info.features["objects"]["label"].names)
     class_ids = (builder.info.metadata or {}).get("class_ids", range(len(class_names) + 1))
     try:
+        stored = builder.info.splits[split]
         if sum(map(os.path.getsize, stored.filepaths)) != stored.num_bytes:
             raise ValueError(f"the files of {split!r} are not as large as they were")
         with np.load(table, allow_pickle=False) as file:
@@ -200,7 +202,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
                 boxes=(relative * scale).astype(np.float32),
             ),
             checksums=columns["checksums"],
-            source=_Pictures(builder, split, columns["ids"]),
+            source=_Pictures(builder, split, columns["checksums"]),
             rows=np.arange(stored.num_examples),
         )
     except Exception as error:  # whatever NumPy, TFDS or ArrayRecord run into

@@ -95,20 +95,22 @@ def test_records_are_what_the_folder_says(folder, tmp_path, capsys):
 
 
 def test_a_reader_who_finds_nothing_beside_others_who_do(folder, tmp_path):
-    rows = [*ROWS[:1], "a,No finding,14,R1,,,,", *ROWS[1:]]
+    reader = "Ännchen von Tharau"
+    rows = [*ROWS[:1], f"a,No finding,14,{reader},,,,", *ROWS[1:]]
     (folder / "train.csv").write_text("\n".join([HEADER, *rows]))
     path = builder.build("256", tmp_path / "data", folder)
     dataset = read_split(tfds.builder_from_directory(path), "train")
     got = dataset.annotations
     ids = dataset.ids[got.image]
     assert [*zip(got.labels[ids == "a"], got.readers[ids == "a"], strict=True)] == [
-        (3, "R9"), (13, "R8"), (3, "R10"), (14, "R1"),
+        (3, "R9"), (13, "R8"), (3, "R10"), (14, reader),
     ]  # fmt: skip
     assert [*zip(got.labels[ids == "b"], got.readers[ids == "b"], strict=True)] == [
         (14, "R1"), (14, "R2"),
     ]  # fmt: skip
-    boxes = got.boxes[ids == "a"]
-    np.testing.assert_allclose(boxes[:2], [[10, 20, 110.5, 220], [0, 0, 200, 300]], atol=1e-4)
+    boxes, size = got.boxes[ids == "a"], np.array([200, 300, 200, 300])
+    stored = np.float32([[10, 20, 110.5, 220], [0, 0, 200, 300]] / size)  # as the records have them
+    np.testing.assert_array_equal(boxes[:2], np.float32(stored * size))
     assert np.isnan(boxes[3]).all()
 
 
@@ -144,7 +146,7 @@ def test_built_twice_is_the_same_and_a_build_is_kept(folder, tmp_path, capsys):
 
 def test_records_are_in_the_order_of_tfds(tmp_path):
     """As its own writer would sort them, by a hash of the key; in a file for each 32 here."""
-    names = [f"image {i}" for i in range(100)]
+    names = [f"an image of a rather long name {i}" for i in range(100)]
     for i, name in enumerate(names):
         (tmp_path / "train").mkdir(exist_ok=True)
         Image.fromarray(picture(i, 16)).save(tmp_path / "train" / f"{name}.png")

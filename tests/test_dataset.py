@@ -26,10 +26,14 @@ def test_records_are_the_rows_of_train_csv_in_original_pixels(dataset, kaggle_fo
     }
 
 
-def test_the_table_says_what_the_records_say(dataset, data_dir):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_table_says_what_the_records_say(data_dir, split):
     """For whoever reads them with TFDS; both are in the same order."""
-    source = open_dataset("tfds_vinbig/256", str(data_dir)).as_data_source("train")
+    builder = open_dataset("tfds_vinbig/256", str(data_dir))
+    source, dataset = builder.as_data_source(split), read_split(builder, split)
+    assert len(source) == len(dataset) == {"train": 30, "test": 6}[split]
     rows = dataset.annotations
+    assert (rows.labels.dtype, rows.boxes.dtype) == (np.int64, np.float32)  # the fingerprint's
     for i, record in enumerate(source):
         assert record["image_id"].decode() == dataset.ids[i]
         assert record["index"] == dataset.index[i]
@@ -63,6 +67,19 @@ def test_a_damaged_picture_is_said_when_it_is_read(data_dir, tmp_path):
         decode_all(read_split(builder, "train"), 64, "train")
 
 
+def test_files_of_another_size_are_said(data_dir, tmp_path):
+    shutil.copytree(data_dir / "tfds_vinbig/256", tmp_path / "x/256")
+    (path,) = tmp_path.rglob("*train.array_record*")
+    path.write_bytes(path.read_bytes() + bytes(1 << 16))  # which readers would skip
+    with pytest.raises(InputError, match="the files of 'train' are not as large as they were"):
+        read_split(open_dataset("x/256", str(tmp_path)), "train")
+
+
+def test_a_split_that_there_is_not_is_said(data_dir):
+    with pytest.raises(InputError, match=r"1\.2\.0 has no validation\.npz"):
+        read_split(open_dataset("tfds_vinbig/256", str(data_dir)), "validation")
+
+
 def test_a_table_of_another_dataset_is_said(data_dir, tmp_path):
     shutil.copytree(data_dir / "tfds_vinbig/256", tmp_path / "x/256")
     (table,) = tmp_path.rglob("train.npz")
@@ -74,8 +91,8 @@ def test_a_table_of_another_dataset_is_said(data_dir, tmp_path):
 def test_a_picture_of_another_image_is_said(data_dir):
     """As of record files that somebody has exchanged."""
     dataset = read_split(open_dataset("tfds_vinbig/256", str(data_dir)), "train")
-    dataset.source.ids = dataset.ids[::-1]
-    with pytest.raises(InputError, match=r"it has image train\d\d where its table has train\d\d"):
+    dataset.source.checksums = dataset.checksums[::-1]
+    with pytest.raises(InputError, match=r"picture 0 is not the one that its table is of"):
         dataset.decode(0, 64)
 
 

@@ -57,12 +57,13 @@ def test_another_file_format_is_left_to_tfds(shard, monkeypatch):
         file_adapters.TfRecordFileAdapter, "write_examples",
         lambda path, examples: written.extend(examples),
     )  # fmt: skip
-    list(encoding.write_shards([shard], shard.pictures, 256, FileFormat.TFRECORD))
+    done = list(encoding.write_shards([shard], shard.pictures, 256, FileFormat.TFRECORD))
     stored = [
         tf_example_pb2.Example.FromString(data).features.feature["image"].bytes_list.value[0]
         for _, data in written
     ]
     assert stored == [encoding.encode(path, 256) for path in shard.pictures]
+    assert done == [(0, [zlib.crc32(picture) for picture in stored])]
     assert not shard.path.exists()
 
 

@@ -31,6 +31,7 @@ from tfds_vinbig.records import (
     Record,
     Row,
     check_id,
+    check_reader,
     check_shape,
     class_name_of,
     cut_rows,
@@ -361,11 +362,10 @@ def _image_id(file_name: Any) -> str:
 
 
 def _reader(entry: dict) -> str:
-    if entry.get("rad_id") is None:
-        return READER
-    reader = parse_id(entry["rad_id"])
+    reader = READER if entry.get("rad_id") is None else parse_id(entry["rad_id"])
     if reader is None:
         raise InputError(f"rad_id {show(entry['rad_id'])} is no name")
+    check_reader(str(reader))
     return str(reader)
 
 

@@ -14,6 +14,7 @@ from tfds_vinbig.records import (
     Row,
     check_box,
     check_id,
+    check_reader,
     class_name_of,
     drop_repeated,
     flatten,
@@ -154,6 +155,8 @@ def annotation_rows(
         try:
             image_id = fields[image_at]
             check_id(image_id)
+            reader = "R1" if reader_at is None else fields[reader_at]
+            check_reader(reader)
             name = None if name_at is None else fields[name_at]
             class_id = _parse_class(fields[class_at], name, classes)
             box = parse_box(classes[class_id], [fields[i] for i in corners_at])
@@ -165,7 +168,6 @@ def annotation_rows(
             if image_id in normal:
                 continue
             normal.add(image_id)
-        reader = "R1" if reader_at is None else fields[reader_at]
         rows[f"{table.path} line {line}"] = Row(image_id, labels[class_id], reader, *box)
     return drop_repeated(rows, len(names), table.path, notes)
 

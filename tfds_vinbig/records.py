@@ -19,6 +19,7 @@ from tqdm import tqdm
 from jaxdet import InputError, images
 
 NO_FINDING = "No finding"
+LONGEST_NAME = 100  # of a reader
 LARGEST = 1_000_000  # pixels of a side; what is larger is a mistake, and may overflow
 # A corner may be outside by arithmetic (x + width, or a rounded scale): less than anyone can draw.
 TOLERANCE = 1e-3
@@ -147,6 +148,16 @@ def check_id(image_id: str) -> None:
         raise InputError("image_id is empty")
     if set("/\\") & set(image_id) or image_id.startswith(".") or not image_id.isprintable():
         raise InputError(f"image_id {image_id!r} is not the name of a file")
+
+
+def check_reader(name: str) -> None:
+    """A table of all rows has as much room for each name as the longest one needs.
+
+    Raises:
+        InputError: without the place, which the caller knows.
+    """
+    if len(name) > LONGEST_NAME:
+        raise InputError(f"rad_id {name[:20]!r}... is longer than {LONGEST_NAME} characters")
 
 
 def check_box(box: Iterable[float], given: str) -> None:

@@ -146,6 +146,7 @@ CASES = {
         "a name of another number": row("a,Cardiomegaly,4,R9,1,1,2,2"),
         "an image_id with a path": row("../../etc/passwd,Cardiomegaly,3,R9,1,1,2,2"),
         "an absolute image_id": row("/etc/passwd,Cardiomegaly,3,R9,1,1,2,2"),
+        "a reader's name of 5,000 letters": row(f"a,Cardiomegaly,3,{'R' * 5000},1,1,2,2"),
         "a zero byte": row("a\0b,Cardiomegaly,3,R9,1,1,2,2"),
         "an image that is not there": row("c,Cardiomegaly,3,R9,1,1,2,2"),
         "a negative size": sizes("a,-300,200\nb,310,210"),
