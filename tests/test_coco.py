@@ -168,6 +168,7 @@ BAD = [
     (changed("annotations[0]", bbox=[1, 2, 3, 1e300]), "is larger than any image"),
     (changed("annotations[0]", bbox=None), "bbox None is not four finite numbers"),
     (changed("annotations[0]", rad_id=[]), "annotations[0]: rad_id [] is no name"),
+    (changed("annotations[0]", rad_id="R" * 101), "'... is longer than 100 characters"),
     (changed("annotations[0]", rad_id="\ud800"), "annotations[0]: rad_id '\\ud800' is no name"),
     ({**INSTANCES, "annotations": None}, 'needs a list "annotations"'),
     ({**INSTANCES, "annotations": [3]}, "annotations[0]: 3 is not an object in braces"),

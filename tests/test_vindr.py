@@ -192,6 +192,8 @@ def test_resized_pngs_in_the_layout_of_the_release(release, tmp_path):
         (lambda f: cut(f / "train/train02.dicom"), "train02.dicom: "),
         (lambda f: change_train(f, "train00,R1,No finding", "train00,R1,Scoliosis"),
          "annotations_train.csv line 2: unknown class_name 'Scoliosis'"),
+        (lambda f: change_train(f, "R1,No finding,,,,", f"{'R' * 101},No finding,,,,"),
+         "'... is longer than 100 characters"),
         (lambda f: change_train(f, "R1,No finding,,,,", "R1,No finding,1,2,3,4"),
          "No finding with the box 1,2,3,4; it has none"),
         (lambda f: change_train(f, "R1,No finding,,,,", "R1,Edema,,,,"),
