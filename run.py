@@ -12,9 +12,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxdet import InputError, signals
-from jaxdet.command_line import parse
-from jaxdet.stages import stage, summary
+from jaxdet import InputError
+from jaxdet.runs import signals
+from jaxdet.runs.command_line import parse
+from jaxdet.runs.timers import stage, summary
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Such as configs/phantom.py; a run has its own.")
@@ -69,7 +70,7 @@ def path(name: str, required: bool = False) -> Path | None:
 
 def score() -> None:
     """Print the scores of a file, and write a report where one is asked for."""
-    from jaxdet import scores
+    from jaxdet.evaluation import scores
     from tfds_vinbig import coco, kaggle, submission
 
     truth_path, submission_path = path("annotations", True), path("submission", True)
@@ -90,7 +91,7 @@ def score() -> None:
     case = scores.of_files(*columns, ids, detections, FLAGS.ground_truth or "raw")
     result, other = case.summarize(bootstrap_samples=FLAGS.bootstrap), None
     if against := path("against"):
-        from jaxdet.compare import compare
+        from jaxdet.evaluation.compare import compare
 
         other_ids, other = read(against)
         if set(other_ids) != set(ids):
@@ -102,7 +103,7 @@ def score() -> None:
     print(json.dumps(result, indent=2))
     if report := path("report"):
         from jaxdet.report.evaluation import evaluation_page
-        from jaxdet.workdir import write_atomically
+        from jaxdet.runs.workdir import write_atomically
 
         about = {"submission": submission_path.absolute(), "annotations": truth_path.absolute()}
         page = evaluation_page(
@@ -115,8 +116,8 @@ def score() -> None:
 def checked_config() -> ConfigDict:
     """The config; that of the run in the workdir, where there is one."""
     from configs import retina
-    from jaxdet import checkpoint
-    from jaxdet import config as configs
+    from jaxdet.runs import checkpoint
+    from jaxdet.runs import config as configs
 
     config, workdir = FLAGS.config, path("workdir", True)
     if config is None:
@@ -134,7 +135,7 @@ def checked_config() -> ConfigDict:
 
 def open_data(config: ConfigDict):
     """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
-    from jaxdet.dataset import open_dataset
+    from jaxdet.data.dataset import open_dataset
 
     data_dir = Path(os.path.expanduser(config.data.dir))
     folder = data_dir / config.data.name
@@ -152,10 +153,13 @@ def open_data(config: ConfigDict):
 
 def train() -> None:
     """Train, evaluate, and predict the test split where there is one."""
-    from jaxdet import replay, splits, workdir
-    from jaxdet.dataset import read_split
-    from jaxdet.predict import split_pictures
-    from jaxdet.train import train
+    from jaxdet.data import splits
+    from jaxdet.data.dataset import read_split
+    from jaxdet.inference.predict import split_pictures
+    from jaxdet.report.write import write_evaluation
+    from jaxdet.runs import workdir
+    from jaxdet.training import replay
+    from jaxdet.training.loop import train
 
     config, folder = checked_config(), path("workdir", True)
     if kept := path("replay"):
@@ -165,7 +169,9 @@ def train() -> None:
     with stage("reading"):
         dataset = read_split(builder, "train")
         sets = splits.train_and_eval(config.data, builder, dataset)
-    loaded, _ = train(config, dataset, *sets, folder)
+    loaded, evaluator = train(config, dataset, *sets, folder)
+    with stage("evaluating"):
+        write_evaluation(evaluator, folder, loaded.step)
     if "test" in builder.info.splits:
         with stage("predicting"):
             test = read_split(builder, "test")
@@ -177,10 +183,13 @@ def train() -> None:
 
 def evaluate() -> None:
     """Score a checkpoint, beside another run's where one is named."""
-    from jaxdet import parallel, splits
-    from jaxdet.dataset import read_split
-    from jaxdet.evaluate import evaluate_run
-    from jaxdet.train import check_run
+    from jaxdet.data import splits
+    from jaxdet.data.dataset import read_split
+    from jaxdet.evaluation.evaluate import Evaluator
+    from jaxdet.inference.detector import load_detector
+    from jaxdet.report.write import write_evaluation
+    from jaxdet.runs import parallel
+    from jaxdet.runs.identity import check_run
 
     config, folder = checked_config(), path("workdir", True)
     parallel.check_batch_size("evaluation.batch_size", config.evaluation.batch_size)
@@ -191,25 +200,29 @@ def evaluate() -> None:
     other = None
     if against := path("against"):
         from configs import retina
-        from jaxdet.against import detect_of_other
+        from jaxdet.evaluation.compare import detect_of_other
 
         own = config, eval_set, retina.get_config(), open_data
         other = detect_of_other(against, FLAGS.checkpoint, *own)
-    evaluate_run(config, eval_set, folder, FLAGS.checkpoint, other)
+    loaded = load_detector(config, folder, FLAGS.checkpoint, dataset.num_classes)
+    evaluator = Evaluator(loaded.detector, eval_set)
+    evaluator.score(loaded.weights)
+    write_evaluation(evaluator, folder, loaded.step, other)
 
 
 def predict() -> None:
     """Write the detections in the test split, or in anyone's pictures."""
-    from jaxdet import inference, parallel, workdir
-    from jaxdet.dataset import read_split
-    from jaxdet.predict import find_files, read_pictures, split_pictures
+    from jaxdet.data.dataset import read_split
+    from jaxdet.inference.detector import load_detector
+    from jaxdet.inference.predict import find_files, read_pictures, split_pictures
+    from jaxdet.runs import parallel, workdir
     from tfds_vinbig import coco, kaggle
 
     config, folder = checked_config(), path("workdir", True)
     _, run = workdir.read_config(folder)
     size, batch_size = config.data.image_size, config.evaluation.batch_size
     parallel.check_batch_size("evaluation.batch_size", batch_size)
-    loaded = inference.load(config, folder, FLAGS.checkpoint, len(run.class_names))
+    loaded = load_detector(config, folder, FLAGS.checkpoint, len(run.class_names))
     meta, image_ids = path("meta"), None
     if path("images"):
         files = find_files(FLAGS.images)
@@ -240,9 +253,9 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
 
     `image_ids` is what COCO calls each image, if not by its name.
     """
-    from jaxdet import overlays
-    from jaxdet.predict import mend_inverted, predict
-    from jaxdet.workdir import write_atomically
+    from jaxdet.inference.predict import mend_inverted, predict
+    from jaxdet.report import overlays
+    from jaxdet.runs.workdir import write_atomically
     from tfds_vinbig import coco, submission
 
     for note in pictures.notes:
@@ -263,24 +276,25 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
 
 def crossval() -> None:
     """Train and evaluate every fold, and score all together."""
-    from jaxdet import crossval as folds
-    from jaxdet.dataset import read_split
-    from jaxdet.workdir import write_atomically
+    from jaxdet.data.dataset import read_split
+    from jaxdet.report.write import write_crossval, write_evaluation
+    from jaxdet.runs.workdir import write_atomically
+    from jaxdet.training import crossval as folds
     from tfds_vinbig import submission
 
     config, folder = checked_config(), path("workdir", True)
     builder = open_data(config)
     dataset = read_split(builder, "train")
-    case = folds.train_folds(config, builder, dataset, folder)
+    case = folds.train_folds(config, builder, dataset, folder, write_evaluation)
     csv = submission.to_csv(case.ids, case.detections, dataset.class_ids)
     write_atomically(folder / "out_of_fold.csv", csv)
-    folds.write_scores(case, config, dataset, folder)
+    write_crossval(case, config, dataset, folder)
 
 
 def inspect() -> None:
     """Write the page about the data, and about what the model is fed."""
-    from jaxdet import splits
-    from jaxdet.dataset import read_split
+    from jaxdet.data import splits
+    from jaxdet.data.dataset import read_split
     from jaxdet.report.data import inspect
 
     config, folder = checked_config(), path("workdir", True)
@@ -291,18 +305,20 @@ def inspect() -> None:
 
 def export() -> None:
     """Write the detector as a file that runs with jax alone."""
-    from jaxdet import export, inference, workdir
+    from jaxdet.inference import export
+    from jaxdet.inference.detector import load_detector
+    from jaxdet.runs import workdir
 
     config, folder = checked_config(), path("workdir", True)
     num_classes = len(workdir.read_config(folder)[1].class_names)
-    loaded = inference.load(config, folder, FLAGS.checkpoint, num_classes)
+    loaded = load_detector(config, folder, FLAGS.checkpoint, num_classes)
     export.export_run(loaded, folder, path("output") or folder / "export")
 
 
 def ensemble() -> None:
     """Write one submission made of several."""
-    from jaxdet.ensemble import fuse_tables
-    from jaxdet.workdir import read_config, write_atomically
+    from jaxdet.inference.ensemble import fuse_tables
+    from jaxdet.runs.workdir import read_config, write_atomically
     from tfds_vinbig import coco, results, submission
     from tfds_vinbig.tables import parse_number
 
@@ -338,7 +354,8 @@ def ensemble() -> None:
 def main() -> None:
     """What --mode asks for."""
     if "distributed" in MODES[FLAGS.mode]:
-        from jaxdet import compilation, cpu, parallel
+        from jaxdet.kernels import compilation, cpu
+        from jaxdet.runs import parallel
 
         parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
         cpu.keep_freed_memory()
@@ -371,6 +388,6 @@ def run(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     code = run(sys.argv)
-    if code and (parallel := sys.modules.get("jaxdet.parallel")):
+    if code and (parallel := sys.modules.get("jaxdet.runs.parallel")):
         parallel.leave(code)
     sys.exit(code)

@@ -31,15 +31,17 @@ from ml_collections import ConfigDict, config_flags
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs and benchmarks
 
 from benchmarks.peers import to_torchvision, torchvision_optimizer, torchvision_retinanet
-from jaxdet import parallel, scores, splits
-from jaxdet.augment import augment
-from jaxdet.batches import Targets, make_targets, read_ahead, training_batches
-from jaxdet.dataset import Dataset, open_dataset, read_split
-from jaxdet.evaluate import Evaluator
-from jaxdet.inference import Detector, to_table
-from jaxdet.nms import Detections
-from jaxdet.train import plan_anchors
-from jaxdet.train_step import compile_training, make_schedule
+from jaxdet.data import splits
+from jaxdet.data.augment import augment
+from jaxdet.data.batches import Targets, make_targets, read_ahead, training_batches
+from jaxdet.data.dataset import Dataset, open_dataset, read_split
+from jaxdet.evaluation import scores
+from jaxdet.evaluation.evaluate import Evaluator
+from jaxdet.inference.detector import Detector, to_table
+from jaxdet.ops.nms import Detections
+from jaxdet.runs import parallel
+from jaxdet.training.loop import plan_anchors
+from jaxdet.training.train_step import compile_training, make_schedule
 
 FLAGS = flags.FLAGS
 METRICS = ("mAP14@0.4", "mAP@0.4")

@@ -17,8 +17,8 @@ import numpy as np
 import profiles
 
 from configs import phantom, retina
-from jaxdet import parallel
-from jaxdet.train_step import compile_training
+from jaxdet.runs import parallel
+from jaxdet.training.train_step import compile_training
 
 
 def main():

@@ -15,8 +15,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from jaxdet.boxes import iou
-from jaxdet.fusion import fuse
+from jaxdet.ops.boxes import iou
+from jaxdet.ops.fusion import fuse
 from tfds_vinbig.kaggle import CLASS_NAMES
 
 

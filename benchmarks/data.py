@@ -22,10 +22,10 @@ from absl import app, flags
 
 from benchmarks import peers
 from configs import phantom
-from jaxdet import parallel
-from jaxdet.batches import make_targets, read_ahead, training_batches
-from jaxdet.dataset import Dataset, open_dataset, read_split
-from jaxdet.train_step import compile_training
+from jaxdet.data.batches import make_targets, read_ahead, training_batches
+from jaxdet.data.dataset import Dataset, open_dataset, read_split
+from jaxdet.runs import parallel
+from jaxdet.training.train_step import compile_training
 from tfds_vinbig.phantom import draw_folder
 from tfds_vinbig.tfds_vinbig_dataset_builder import build
 

@@ -21,12 +21,14 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
 
 from configs import retina
-from jaxdet import inference, scores, splits
-from jaxdet.config import of_run
-from jaxdet.dataset import open_dataset, read_split
-from jaxdet.ensemble import fuse_tables
-from jaxdet.evaluate import Evaluator
-from jaxdet.predict import predict, split_pictures
+from jaxdet.data import splits
+from jaxdet.data.dataset import open_dataset, read_split
+from jaxdet.evaluation import scores
+from jaxdet.evaluation.evaluate import Evaluator
+from jaxdet.inference.detector import Loaded, load_detector
+from jaxdet.inference.ensemble import fuse_tables
+from jaxdet.inference.predict import predict, split_pictures
+from jaxdet.runs.config import of_run
 from tfds_vinbig import kaggle
 
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Runs of one config and several seeds.")
@@ -43,11 +45,11 @@ LOOKS = {
 NAMES = ("mAP14@0.4", "mAP@0.4")
 
 
-def load(workdir: Path, tta: dict) -> inference.Loaded:
+def load(workdir: Path, tta: dict) -> Loaded:
     config = of_run(workdir, retina.get_config())
     config.inference.tta.update(tta)
     num_classes = len(json.loads((workdir / "config.json").read_text())["run"]["class_names"])
-    return inference.load(config, workdir, "latest", num_classes)
+    return load_detector(config, workdir, "latest", num_classes)
 
 
 def of_seeds(workdirs: list[Path]) -> list[dict]:

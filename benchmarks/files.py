@@ -37,10 +37,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from benchmarks import peers
-from jaxdet.batches import decode_all
-from jaxdet.boxes import BoxTable
-from jaxdet.dataset import open_dataset, read_split
-from jaxdet.metrics import average_precision
+from jaxdet.data.batches import decode_all
+from jaxdet.data.dataset import open_dataset, read_split
+from jaxdet.ops.boxes import BoxTable
+from jaxdet.ops.metrics import average_precision
 from tfds_vinbig import submission
 from tfds_vinbig.kaggle import CLASS_NAMES
 from tfds_vinbig.phantom import draw_folder

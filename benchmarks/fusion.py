@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from ensemble_boxes import nms, weighted_boxes_fusion
 
-from jaxdet.boxes import BoxTable
-from jaxdet.fusion import fuse, parse
+from jaxdet.ops.boxes import BoxTable
+from jaxdet.ops.fusion import fuse, parse
 from tfds_vinbig.kaggle import CLASS_NAMES
 
 METHODS = ("wbf@0.1", "wbf@0.4", "wbf@0.5", "wbf@0.7", "votes@0.4", "nms@0.4")

@@ -28,8 +28,8 @@ from jax.experimental import topologies
 
 from benchmarks import peers
 from benchmarks.scaling import BYTES, messages
-from jaxdet import compilation, cpu
-from jaxdet.train_step import compile_training
+from jaxdet.kernels import compilation, cpu
+from jaxdet.training.train_step import compile_training
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("network", "r50", ["r18", "r50"], "Which.")

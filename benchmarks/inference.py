@@ -33,8 +33,9 @@ from ml_collections import ConfigDict
 
 from benchmarks import peers
 from benchmarks.torchvision_cpu import torchvision
-from jaxdet import models, parallel
-from jaxdet.inference import Detector
+from jaxdet import models
+from jaxdet.inference.detector import Detector
+from jaxdet.runs import parallel
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_enum("network", ["phantom", "r18", "r50"], ["phantom", "r18", "r50"], "Which.")

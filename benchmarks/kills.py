@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdet import checkpoint
+from jaxdet.runs import checkpoint
 
 ROOT = Path(__file__).parent.parent
 FLAGS = [

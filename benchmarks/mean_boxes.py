@@ -15,10 +15,11 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
 
-from jaxdet import scores, splits
-from jaxdet.batches import Targets, make_targets
-from jaxdet.boxes import BoxTable
-from jaxdet.dataset import open_dataset, read_split
+from jaxdet.data import splits
+from jaxdet.data.batches import Targets, make_targets
+from jaxdet.data.dataset import open_dataset, read_split
+from jaxdet.evaluation import scores
+from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig import kaggle
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/phantom.py", "The data's config.")
@@ -35,7 +36,7 @@ def mean_boxes(targets: Targets, sizes: np.ndarray, image_size: int, num_classes
     return BoxTable(
         image=np.concatenate([image, np.arange(n)]),
         labels=np.concatenate([np.tile(present, n), np.full(n, num_classes)]),
-        boxes=np.concatenate([in_original, np.tile(scores.NO_FINDING_BOX, (n, 1))]),
+        boxes=np.concatenate([in_original, np.tile(NO_FINDING_BOX, (n, 1))]),
         scores=np.concatenate([np.tile(counts / counts.sum(), n), np.full(n, 0.5)]),
     )
 

@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 
 from benchmarks.torchvision_cpu import torchvision
 from configs import phantom, retina
-from jaxdet import anchors, winograd
-from jaxdet.compilation import jit
-from jaxdet.cpu import keep_freed_memory
+from jaxdet.kernels import winograd
+from jaxdet.kernels.compilation import jit
+from jaxdet.kernels.cpu import keep_freed_memory
+from jaxdet.ops import anchors
 
 keep_freed_memory()  # as run.py does, for torch too: the process is one
 

@@ -17,7 +17,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.real_labels import BOX, SIZES
-from jaxdet import anchors
+from jaxdet.ops import anchors
 from tfds_vinbig.kaggle import CLASS_NAMES
 
 COCO = anchors.Plan((3, 4, 5, 6, 7), (4.0, 5.04, 6.35), (0.5, 1.0, 2.0))

@@ -24,13 +24,14 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
 
-from jaxdet import parallel, splits
-from jaxdet.batches import make_targets, read_ahead, training_batches
-from jaxdet.dataset import open_dataset, read_split
-from jaxdet.evaluate import Evaluator
-from jaxdet.inference import Detector
-from jaxdet.train import plan_anchors
-from jaxdet.train_step import compile_training
+from jaxdet.data import splits
+from jaxdet.data.batches import make_targets, read_ahead, training_batches
+from jaxdet.data.dataset import open_dataset, read_split
+from jaxdet.evaluation.evaluate import Evaluator
+from jaxdet.inference.detector import Detector
+from jaxdet.runs import parallel
+from jaxdet.training.loop import plan_anchors
+from jaxdet.training.train_step import compile_training
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/phantom.py", "What is varied.")
 RESULTS = flags.DEFINE_string("results", "runs/recipe.jsonl", "A line a run.")

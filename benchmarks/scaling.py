@@ -45,8 +45,9 @@ def measure(config_name: str, image_size: int, batch_size: int, num_devices: int
     import jax
     import numpy as np
 
-    from jaxdet import cpu, parallel
-    from jaxdet.train_step import compile_training
+    from jaxdet.kernels import cpu
+    from jaxdet.runs import parallel
+    from jaxdet.training.train_step import compile_training
 
     cpu.keep_freed_memory()  # as run.py does
     assert jax.device_count() == num_devices

@@ -34,8 +34,8 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from benchmarks import peers, profiles
-from jaxdet import parallel
-from jaxdet.train_step import compile_training
+from jaxdet.runs import parallel
+from jaxdet.training.train_step import compile_training
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_enum("network", ["phantom", "r18", "r50"], ["phantom", "r18", "r50"], "Which.")

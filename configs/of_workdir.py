@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import retina
-from jaxdet.config import of_run
+from jaxdet.runs.config import of_run
 
 
 def get_config(workdir: str) -> ConfigDict:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from configs import phantom, retina
-from jaxdet.config import FREE, fields
+from jaxdet.runs.config import FREE, fields
 
 INTRO = """\
 # Every field of a config

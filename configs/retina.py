@@ -30,7 +30,7 @@ def get_config(size: str = "256") -> ConfigDict:
     data.num_folds = 5
     data.groups = ""  # FILE.csv:COLUMN of a patient for each image_id: never in two folds
     data.eval_split = "rest"  # what `split` leaves, or a TFDS slice
-    # Of the readers' boxes, see jaxdet.fusion; "votes@IOU": soft targets; "agree@IOU:2": only what
+    # Of the readers' boxes, see ops.fusion; "votes@IOU": soft targets; "agree@IOU:2": only what
     # two readers or more have drawn.
     data.fusion = "wbf@0.4"
     data.normal_share = 0.25  # of the images drawn; None: as in the data
@@ -113,7 +113,7 @@ def get_config(size: str = "256") -> ConfigDict:
     tta.fusion = "wbf@0.5"  # of what the looks found, or "nms@IOU"
 
     evaluation = config.evaluation = ConfigDict()
-    evaluation.ground_truth = "wbf@0.4"  # or "raw", or another of jaxdet.fusion
+    evaluation.ground_truth = "wbf@0.4"  # or "raw", or another of jaxdet.ops.fusion
     evaluation.more_iou_thresholds = (0.5, 0.75)  # besides 0.4
     evaluation.bootstrap_samples = 1000  # of the images, for 95 % intervals
     evaluation.batch_size = 16

@@ -125,7 +125,7 @@ def config(data_dir):
 @pytest.fixture(scope="session")
 def dataset(data_dir):
     """The split "train" of the shapes."""
-    from jaxdet.dataset import open_dataset, read_split
+    from jaxdet.data.dataset import open_dataset, read_split
 
     return read_split(open_dataset("tfds_vinbig/256", str(data_dir)), "train")
 
@@ -133,8 +133,8 @@ def dataset(data_dir):
 @pytest.fixture
 def sets(config, dataset):
     """The images to train on and to evaluate on."""
-    from jaxdet.dataset import open_dataset
-    from jaxdet.splits import train_and_eval
+    from jaxdet.data.dataset import open_dataset
+    from jaxdet.data.splits import train_and_eval
 
     builder = open_dataset(config.data.name, config.data.dir)
     return train_and_eval(config.data, builder, dataset)
@@ -143,7 +143,7 @@ def sets(config, dataset):
 @pytest.fixture
 def batches(config, sets):
     """Of the images to train on."""
-    from jaxdet.batches import make_targets, training_batches
+    from jaxdet.data.batches import make_targets, training_batches
 
     targets = make_targets(sets[0], config.data.fusion, config.data.image_size)
     return training_batches(config, sets[0], targets, slice(None))
@@ -151,7 +151,7 @@ def batches(config, sets):
 
 def command(*arguments) -> SimpleNamespace:
     """What `python run.py ARGUMENTS` does, in this process: its exit code and what it prints."""
-    import jaxdet.train  # noqa: F401  defines flags of its tools, which are not to be forgotten
+    import jaxdet.training.loop  # noqa: F401  defines flags of its tools, which are not to be forgotten
     import run
 
     with (

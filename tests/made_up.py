@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from jaxdet import scores
-from jaxdet.boxes import BoxTable
-from jaxdet.dataset import Annotations, Dataset
+from jaxdet.data.dataset import Annotations, Dataset
+from jaxdet.evaluation import scores
+from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig.kaggle import CLASS_NAMES
 from tfds_vinbig.phantom import draw_image, plan_image
 

@@ -3,9 +3,10 @@
     pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31
     python -m tests.make_golden     # writes tests/golden/
 
-v1.npz and v2.npz are of RetinaNet, for tests/test_parity.py. names.json has the names and shapes of
-the weights of several networks, features.npz what some of them see, for tests/test_weights.py.
-Weights come from a generator seeded by the name of each, so that they need no file.
+v1.npz and v2.npz are of RetinaNet, for tests/models/test_parity.py. names.json has the names and
+shapes of the weights of several networks, features.npz what some of them see, for
+tests/models/test_weights.py. Weights come from a generator seeded by the name of each, so that they
+need no file.
 """
 
 import json

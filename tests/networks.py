@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdet import models
-from jaxdet.compilation import jit
+from jaxdet.kernels.compilation import jit
 
 SIZE, NUM_CLASSES = 64, 5
 LOSS = {

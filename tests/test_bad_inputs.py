@@ -11,16 +11,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-import jaxdet.train  # noqa: F401  defines flags of its tools, which are not to be forgotten
+import jaxdet.training.loop  # noqa: F401  defines flags of its tools, which are not to be forgotten
 import run
 from configs import retina
 from jaxdet import InputError
-from jaxdet import config as configs
-from jaxdet.models import weights
+from jaxdet.models.weights import init_from as weights
+from jaxdet.runs import config as configs
 from tests.bad_inputs import files, places, runs, tables
 from tests.conftest import ROOT
-from tests.test_pth import NUMBERS, pickled, tensor
-from tests.test_pth import write as write_pth
+from tests.models.test_pth import NUMBERS, pickled, tensor
+from tests.models.test_pth import write as write_pth
 
 TABLE = ROOT / "docs/bad_inputs.md"
 HEAD = """# Bad inputs

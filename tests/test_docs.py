@@ -9,7 +9,7 @@ import pytest
 from absl.testing import flagsaver
 
 from configs import reference, retina
-from jaxdet.config import fields
+from jaxdet.runs.config import fields
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,9 +47,9 @@ COMMANDS = list(commands())
 
 def parse_run(words):
     """As `run.py` does; where there is no config, the run in the workdir has one."""
-    import jaxdet.train  # noqa: F401  its tools define flags
+    import jaxdet.training.loop  # noqa: F401  its tools define flags
     import run
-    from jaxdet.command_line import parse
+    from jaxdet.runs.command_line import parse
 
     words = [re.sub(r"^--config=C$", "--config=configs/phantom.py", word) for word in words]
     if any(word.startswith("--config.") for word in words) and not any(

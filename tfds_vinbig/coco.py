@@ -12,8 +12,9 @@ from collections.abc import Hashable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from jaxdet import InputError, images
-from jaxdet.boxes import BoxTable
+from jaxdet import InputError
+from jaxdet.data import images
+from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig.json_lists import (
     list_of,
     load,

@@ -22,7 +22,8 @@ from tensorflow_datasets.core.file_adapters import FileFormat
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxdet import InputError
-from jaxdet import images as pictures
+from jaxdet.data import images as pictures
+from jaxdet.data.machine import cores
 
 _GRAY, _FROM_ABOVE = 0, 2  # a colour type and a row's filter, by PNG's numbers
 # Pictures, and DICOMs among them, for which processes are not worth their start.
@@ -72,7 +73,7 @@ def write_shards(
 @contextlib.contextmanager
 def _threads(stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
     """They end after the picture at hand when this is left."""
-    with ThreadPoolExecutor(pictures.cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         try:
             yield pool
         finally:
@@ -91,7 +92,7 @@ def _processes() -> Iterator[ProcessPoolExecutor]:
     reader, writer = spawn.Pipe(duplex=False)
     with (
         reader,
-        ProcessPoolExecutor(pictures.cores(), spawn, _begin_process, (reader,)) as pool,
+        ProcessPoolExecutor(cores(), spawn, _begin_process, (reader,)) as pool,
         writer,
     ):
         yield pool

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from jaxdet import InputError, images
+from jaxdet import InputError
+from jaxdet.data import images
 
 NO_FINDING = "No finding"
 LONGEST_NAME = 100  # of a reader

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdet import InputError
-from jaxdet.boxes import BoxTable
+from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig import coco, submission
 from tfds_vinbig.json_lists import load_detections, parse_id, parse_whole
 from tfds_vinbig.records import Annotations, flatten, raise_all

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from jaxdet import InputError
-from jaxdet.boxes import BoxTable
+from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig.records import LARGEST, check_id, raise_all
 from tfds_vinbig.tables import parse_number, read_table
 

@@ -2,10 +2,10 @@
 
 from flax import nnx
 
-from jaxdet.losses import BOX_LOSSES, CLASS_LOSSES
 from jaxdet.models.convnext import ConvNeXt
 from jaxdet.models.resnet import ResNet
 from jaxdet.models.retinanet import RetinaNet
+from jaxdet.ops.losses import BOX_LOSSES, CLASS_LOSSES
 
 BACKBONES = {"resnet": ResNet, "convnext": ConvNeXt}
 

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdet import cpu, winograd
+from jaxdet.kernels import cpu, winograd
 
 EPSILON = 1e-5  # of every normalisation that learns: torch's
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxdet import cpu
+from jaxdet.kernels import cpu
 from jaxdet.models.layers import Norm, OnesConv, conv, conv_norm, names_of_layer, relu, run_block
 
 BLOCKS = {

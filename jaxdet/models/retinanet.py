@@ -12,13 +12,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdet import boxes as box_ops
-from jaxdet.anchors import pyramid_anchors
-from jaxdet.losses import image_loss, retinanet_loss
-from jaxdet.matching import count_unmatched, match_anchors, match_anchors_atss
 from jaxdet.models.fpn import FPN
 from jaxdet.models.layers import Norm, conv, relu
-from jaxdet.nms import Detections, nms_mask
+from jaxdet.ops import box_coder
+from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.anchors import pyramid_anchors
+from jaxdet.ops.losses import image_loss, retinanet_loss
+from jaxdet.ops.matching import count_unmatched, match_anchors, match_anchors_atss
+from jaxdet.ops.nms import Detections, nms_mask
 
 # The probability that an untrained anchor gives to each class (paper, section 4.1). It belongs on
 # the class head alone.
@@ -31,7 +32,7 @@ class Outputs(NamedTuple):
     """Of all anchors, level after level; and of the image."""
 
     class_logits: Float[Array, "batch anchors classes"]
-    box_offsets: Float[Array, "batch anchors 4"]  # see `boxes.encode`
+    box_offsets: Float[Array, "batch anchors 4"]  # see `box_coder.encode`
     image_logits: Float[Array, "batch labels"] | None  # each class, then "any finding"
 
 
@@ -112,7 +113,7 @@ def select_detections(
         anchor = pair // num_classes
         offsets = box_offsets[start:end][anchor].astype(jnp.float32)
         boxes.append(
-            box_ops.clip(box_ops.decode(offsets, jnp.asarray(anchors)[anchor]), *image_size)
+            box_ops.clip(box_coder.decode(offsets, jnp.asarray(anchors)[anchor]), *image_size)
         )
         labels.append(pair % num_classes)
         scores.append(best)

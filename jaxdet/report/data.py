@@ -9,14 +9,15 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxdet import anchors, survey, workdir
-from jaxdet.batches import decode_all, make_targets
-from jaxdet.dataset import Dataset
-from jaxdet.feed import Fed, feed
-from jaxdet.report import films, plots
+from jaxdet.data.batches import decode_all, make_targets
+from jaxdet.data.dataset import Dataset
+from jaxdet.ops import anchors
+from jaxdet.report import films, plots, survey
 from jaxdet.report.evaluation import versions
+from jaxdet.report.feed import Fed, feed
 from jaxdet.report.page import render
-from jaxdet.train import plan_anchors
+from jaxdet.runs import workdir
+from jaxdet.training.loop import plan_anchors
 
 SUSPECTS = 12  # films of a suspicion
 SAMPLES = 24  # films before and after fusion

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxdet import curves, errors, metrics
-from jaxdet.boxes import BoxTable
-from jaxdet.dataset import Dataset
+from jaxdet.data.dataset import Dataset
+from jaxdet.evaluation import curves, tide
+from jaxdet.evaluation.scores import IOU_THRESHOLD, Case
+from jaxdet.ops import metrics
+from jaxdet.ops.boxes import NO_FINDING, BoxTable
 from jaxdet.report import films, plots
 from jaxdet.report.page import render
-from jaxdet.scores import IOU_THRESHOLD, NO_FINDING, Case
 
-# What the kinds of errors mean, for people; see `errors.classify`.
+# What the kinds of errors mean, for people; see `tide.classify`.
 MEANINGS = {
     "wrong class": "the place is right, the name is not",
     "poor box": "right name, overlap too small",
@@ -226,7 +227,7 @@ def _calibration(case) -> list[dict]:
 
 
 def _errors(case) -> dict:
-    now, costs = errors.costs(case.detections, case.truth, IOU_THRESHOLD, len(case.class_names))
+    now, costs = tide.costs(case.detections, case.truth, IOU_THRESHOLD, len(case.class_names))
     rows = [{**cost._asdict(), "meaning": MEANINGS[cost.name]} for cost in costs]
     rows.sort(key=lambda row: -row["gain"])
     return {"now": now, "rows": rows, "top": _top([row["mean_average_precision"] for row in rows])}

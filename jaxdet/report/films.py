@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from jaxdet import images, metrics
-from jaxdet.boxes import BoxTable
-from jaxdet.compare import credit
-from jaxdet.dataset import Dataset
-from jaxdet.scores import IOU_THRESHOLD, Case
+from jaxdet.data import images
+from jaxdet.data.dataset import Dataset
+from jaxdet.evaluation.compare import credit
+from jaxdet.evaluation.scores import IOU_THRESHOLD, Case
+from jaxdet.ops import metrics
+from jaxdet.ops.boxes import BoxTable
 
 FILMS = 60  # of a page: with 512 pixels each, 3 MB
 PIXELS = 512  # along a side, at most

@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 from pydicom import dcmwrite, uid
 
-from jaxdet import images, replay
-from jaxdet.models import weights
+from jaxdet.data import images
+from jaxdet.models.weights import init_from as weights
+from jaxdet.training import replay
 from tests import dicoms
-from tests.test_pth import NUMBERS, Call, pickled, tensor
-from tests.test_pth import write as write_pth
+from tests.models.test_pth import NUMBERS, Call, pickled, tensor
+from tests.models.test_pth import write as write_pth
 
 GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 

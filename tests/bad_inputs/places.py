@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdet import checkpoint
-from jaxdet.predict import find_files
+from jaxdet.inference.predict import find_files
+from jaxdet.runs import checkpoint
 from tests.bad_inputs.files import png
 
 Read = Callable[[Path], object]

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from configs import retina
-from jaxdet import config as configs
-from jaxdet import fusion, splits, workdir
-from jaxdet.dataset import open_dataset, read_split
+from jaxdet.data import splits
+from jaxdet.data.dataset import open_dataset, read_split
+from jaxdet.ops import fusion
+from jaxdet.runs import config as configs
+from jaxdet.runs import workdir
 
 Read = Callable[[Path], object]
 

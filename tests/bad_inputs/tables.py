@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bad_inputs.files import png
-from tests.test_coco import INSTANCES
-from tests.test_kaggle import HEADER, ROWS
+from tests.tfds_vinbig.test_coco import INSTANCES
+from tests.tfds_vinbig.test_kaggle import HEADER, ROWS
 from tfds_vinbig import coco, kaggle, submission
 
 Read = Callable[[Path], object]

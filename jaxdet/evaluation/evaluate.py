@@ -1,0 +1,76 @@
+"""A split that is decoded once and scored as often as wanted."""
+
+import time
+from collections.abc import Callable
+
+from flax import nnx
+
+from jaxdet.data.batches import Images
+from jaxdet.data.dataset import Dataset
+from jaxdet.evaluation import scores
+from jaxdet.inference.detector import Detector, to_table
+from jaxdet.runs import parallel
+
+
+class Evaluator:
+    """The evaluation images of a run, scored by its detector.
+
+    Attributes:
+        dataset: the images.
+        truth: the ground truth in original pixels.
+        table: the detections of the last call of `score` in original pixels.
+        seconds: that the last call took to detect.
+    """
+
+    def __init__(self, detector: Detector, dataset: Dataset):
+        self.detector, self.dataset = detector, dataset
+        self.config = detector.config
+        rows = dataset.annotations
+        self.truth = scores.ground_truth(
+            self.config.evaluation.ground_truth,
+            rows.image,
+            rows.labels,
+            rows.readers,
+            rows.boxes,
+            dataset.num_classes,
+        )
+        # This process's share of them.
+        mine = parallel.local_positions(len(dataset), self.config.evaluation.batch_size).ravel()
+        mine = mine[mine >= 0]
+        self.images = Images(dataset.take(mine), self.config.data.image_size, "evaluate")
+        self.row = {int(image): row for row, image in enumerate(mine)}
+        self.table, self.seconds = None, 0.0
+
+    def score(
+        self,
+        weights: dict[str, nnx.State],
+        bootstrap_samples: int = 0,
+        between: Callable[[], None] = lambda: None,
+    ) -> dict:
+        """Detect and score, see `scores.summarize`; `between` is called after each batch."""
+        start = time.perf_counter()
+        detections = self.detector.detect_all(
+            weights, lambda i: self.images[self.row[i]], len(self.dataset), between
+        )
+        self.seconds = time.perf_counter() - start
+        self.table = to_table(
+            detections,
+            self.dataset.sizes,
+            self.config.data.image_size,
+            self.dataset.num_classes,
+        )
+        return self.summarize(bootstrap_samples)
+
+    def summarize(self, bootstrap_samples: int = 0) -> dict:
+        """The scores of the last detections."""
+        return self.case().summarize(self.config.evaluation.more_iou_thresholds, bootstrap_samples)
+
+    def case(self) -> scores.Case:
+        """What the last detections are scored as."""
+        return scores.Case(
+            list(map(str, self.dataset.ids)),
+            self.dataset.class_names,
+            self.truth,
+            self.config.evaluation.ground_truth,
+            self.table,
+        )

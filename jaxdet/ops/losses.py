@@ -1,0 +1,143 @@
+"""Losses of RetinaNet, for one image each."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdet.ops import box_coder
+from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.matching import IGNORED
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def sigmoid_focal(
+    logits: Float[Array, "*n"], targets: Float[Array, "*n"], alpha: float = 0.25, gamma: float = 2.0
+) -> Float[Array, "*n"]:
+    """Focal loss of each logit (Lin et al. 2017, eq. 5), for soft targets in [0, 1] too.
+
+    The cross-entropy is weighted by |target - probability| ** gamma (Li et al. 2020, "Generalized
+    Focal Loss"), which for 0 and 1 is the paper's (1 - p_t) ** gamma, and is least where the
+    probability is the target. It is taken from the logits, so that confident ones stay finite.
+    The targets are constants: a gradient by them is 0.
+    """
+    return _sigmoid_focal_and_slope(logits, targets, alpha, gamma)[0]
+
+
+def _sigmoid_focal_and_slope(x, t, alpha, gamma):
+    """The loss, and its derivative by the logit. Written out, both need one exponential."""
+    exponential = jnp.exp(-jnp.abs(x))
+    cross_entropy = jnp.maximum(x, 0) - x * t + jnp.log1p(exponential)
+    p = jnp.where(x >= 0, 1, exponential) / (1 + exponential)
+    error = p - t
+    weight = (alpha * t + (1 - alpha) * (1 - t)) * jnp.abs(error) ** gamma
+    of_weight = gamma * p * (1 - p) / jnp.where(error == 0, jnp.inf, error)
+    return weight * cross_entropy, weight * (error + of_weight * cross_entropy)
+
+
+@sigmoid_focal.defjvp
+def _(alpha, gamma, primals, tangents):
+    loss, slope = _sigmoid_focal_and_slope(*primals, alpha, gamma)
+    return loss, slope * tangents[0]
+
+
+def varifocal(
+    logits: Float[Array, "*n"], targets: Float[Array, "*n"], alpha: float = 0.75, gamma: float = 2.0
+) -> Float[Array, "*n"]:
+    """Varifocal loss of each logit (Zhang et al. 2021, "VarifocalNet", eq. 2).
+
+    The target of what is there says how well the box fits (its IoU), and is the weight of its
+    cross-entropy too; where nothing is, the weight is alpha * probability ** gamma.
+    """
+    probability = jax.nn.sigmoid(logits)
+    weight = jnp.where(targets > 0, targets, alpha * probability**gamma)
+    return weight * optax.sigmoid_binary_cross_entropy(logits, targets)
+
+
+def l1(
+    offsets: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"], boxes: Float[Array, "*n 4"]
+) -> Float[Array, "*n"]:
+    """Sum of the absolute errors of the four offsets (see `box_coder.encode`)."""
+    return jnp.abs(offsets - box_coder.encode(boxes, anchors)).sum(axis=-1)
+
+
+def giou(
+    offsets: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"], boxes: Float[Array, "*n 4"]
+) -> Float[Array, "*n"]:
+    """1 - the generalised IoU of the decoded box with its target (Rezatofighi et al. 2019)."""
+    return 1 - box_ops.giou(box_coder.decode(offsets, anchors), boxes)
+
+
+# What `loss.class_loss` and `loss.box` may say.
+CLASS_LOSSES = {"focal": sigmoid_focal, "varifocal": varifocal}
+BOX_LOSSES = {"l1": l1, "giou": giou}
+
+
+class RetinaNetLoss(NamedTuple):
+    """Losses of one image."""
+
+    class_loss: Float[Array, ""]
+    box_loss: Float[Array, ""]
+
+
+def retinanet_loss(
+    class_logits: Float[Array, "anchors classes"],
+    box_offsets: Float[Array, "anchors 4"],
+    anchors: Float[Array, "anchors 4"],
+    matches: Int[Array, "anchors"],
+    boxes: Float[Array, "boxes 4"],
+    labels: Int[Array, "boxes"],
+    scores: Float[Array, "boxes"],
+    *,
+    class_loss: str = "focal",
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    box_loss: str = "l1",
+) -> RetinaNetLoss:
+    """Class loss of all anchors and box loss of the matched ones, each / max(1, matched anchors).
+
+    As torchvision's `RetinaNetHead.compute_loss` for one image: an image without boxes still
+    teaches the background. Computed in float32.
+
+    Args:
+        matches: the box of each anchor, see `match_anchors`.
+        scores: class targets of the boxes: 1, or less where not all readers drew one.
+        class_loss: of `CLASS_LOSSES`; `alpha` and `gamma` are its numbers.
+        box_loss: of `BOX_LOSSES`.
+    """
+    class_logits, box_offsets = (x.astype(jnp.float32) for x in (class_logits, box_offsets))
+    foreground = matches >= 0
+    normaliser = jnp.maximum(1, foreground.sum())
+    # Unmatched anchors stand in for their own box, which keeps logarithms finite.
+    matched_boxes = jnp.where(foreground[:, None], boxes[matches], anchors)
+
+    matched_labels = jnp.where(foreground, labels[matches], -1)
+    targets = jax.nn.one_hot(matched_labels, class_logits.shape[-1]) * scores[matches][:, None]
+    if class_loss == "varifocal":
+        predicted = jax.lax.stop_gradient(box_coder.decode(box_offsets, anchors))
+        targets *= box_ops.iou(predicted, matched_boxes)[:, None]
+    of_classes = CLASS_LOSSES[class_loss](class_logits, targets, alpha, gamma)
+    of_classes = jnp.where((matches != IGNORED)[:, None], of_classes, 0).sum()
+
+    of_boxes = BOX_LOSSES[box_loss](box_offsets, anchors, matched_boxes)
+    of_boxes = jnp.where(foreground, of_boxes, 0).sum()
+    return RetinaNetLoss(of_classes / normaliser, of_boxes / normaliser)
+
+
+def image_loss(
+    logits: Float[Array, "labels"],
+    labels: Int[Array, "boxes"],
+    scores: Float[Array, "boxes"],
+    mask: Bool[Array, "boxes"],
+) -> Float[Array, ""]:
+    """Mean binary cross-entropy of an image's labels: each class in turn, then "any finding".
+
+    A class is in the image as surely as its surest box (see `retinanet_loss` for scores).
+    """
+    present = jax.nn.one_hot(labels, len(logits) - 1) * (scores * mask)[:, None]
+    present = present.max(axis=0, initial=0)
+    targets = jnp.append(present, present.max())
+    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets).mean()

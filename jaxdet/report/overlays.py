@@ -1,0 +1,144 @@
+"""Films with what was found drawn on them, to be looked at."""
+
+import io
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from jaxdet.data import images
+from jaxdet.inference.predict import Pictures
+from jaxdet.ops.boxes import BoxTable
+from jaxdet.runs.workdir import write_atomically
+
+SCORE = 0.3  # what scores less is not drawn; the files of detections have it
+MOST = 20  # boxes of a film, those that score highest
+SIDES = (512, 1024)  # the longer side of a picture in pixels, at least and at most
+COLORS = ("#ffc857", "#6cb8ff", "#ff7b6b", "#58d6a0", "#d3a4ff", "#ff9fd0", "#6fe0e0", "#b9e769",
+          "#ffb38a", "#9aa8ff")  # fmt: skip
+
+
+def write(
+    folder: Path,
+    pictures: Pictures,
+    table: BoxTable,
+    class_names: Sequence[str],
+    inverted: Collection[int] = (),
+) -> None:
+    """Write `folder`/<image_id>.png for each file, read anew, as films are too large to keep.
+
+    Args:
+        table: detections in pixels of the originals; `image` counts the pictures.
+        inverted: those that the detector was given as negatives.
+
+    Raises:
+        InputError: if one cannot be written there.
+    """
+    if jax.process_index() != 0:
+        return
+    for i, file in enumerate(tqdm(pictures.files, "draw", unit="image", disable=None)):
+        pixels = images.read(file).pixels
+        mine = np.flatnonzero(table.image == i)
+        columns = (column[mine] for column in (table.labels, table.boxes, table.scores))
+        shown = 255 - pixels if i in inverted else pixels
+        film = draw(shown, tuple(pictures.sizes[i].tolist()), *columns, class_names)
+        content = io.BytesIO()
+        film.save(content, "png")
+        write_atomically(folder / f"{pictures.ids[i]}.png", content.getvalue())
+
+
+def draw(
+    pixels: UInt8[np.ndarray, "h w"],
+    size: tuple[int, int],
+    labels: Int[np.ndarray, "n"],
+    boxes: Float[np.ndarray, "n 4"],
+    scores: Float[np.ndarray, "n"],
+    class_names: Sequence[str],
+) -> Image.Image:
+    """A film in its own proportions with its boxes, each with class and score, and a line below.
+
+    Args:
+        size: (height, width) of the original in pixels, which `boxes` are in.
+        labels: of each box; the number of classes is "No finding", which goes into the line.
+    """
+    height, width = size
+    scale = np.clip(max(size), *SIDES) / max(size)
+    shape = max(round(width * scale), 1), max(round(height * scale), 1)
+    film = Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR).convert("RGB")
+    font = ImageFont.load_default(max(film.size) / 60 + 3)
+    found = np.flatnonzero(labels < len(class_names))
+    colors = [COLORS[label % len(COLORS)] for label in labels]
+    found = found[np.argsort(-scores[found], kind="stable")]
+    shown = [i for i in found if scores[i] >= SCORE][:MOST]
+
+    pen = ImageDraw.Draw(film)
+    texts = [f"{class_names[labels[i]]} {scores[i]:.2f}" for i in shown]
+    corners = [[float(x) for x in boxes[i] * scale] for i in shown]
+    # Of each text its size, with a margin of 2 pixels.
+    ends = [font.getbbox(text)[2:] for text in texts]
+    places = place_labels(corners, [(w + 4, h + 4) for w, h in ends], film.size)
+    line = max(film.size) // 400 + 1
+    for i, box in reversed(list(zip(shown, corners, strict=True))):  # the surest on top
+        pen.rectangle(box, outline=colors[i], width=line)
+    for i, text, (w, h), place in zip(shown, texts, ends, places, strict=True):
+        if place is not None:
+            x, y = place
+            pen.rectangle((x, y, x + w + 3, y + h + 3), fill=colors[i])
+            pen.text((x + 2, y + 2), text, fill="black", font=font)
+
+    normal = scores[labels == len(class_names)]
+    words = [f"No finding {normal.max():.2f}"] if len(normal) else []
+    words.append(f"boxes that score {SCORE:g} or more" if shown else f"no box scores {SCORE:g}")
+    if not shown and len(found):
+        words.append(f"the highest is {class_names[labels[found[0]]]} {scores[found[0]]:.2f}")
+    return _with_line(film, "  |  ".join(words), font)
+
+
+def _with_line(film: Image.Image, text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """A picture with a line of text below it."""
+    _, _, width, height = font.getbbox(text)
+    page = Image.new("RGB", (max(film.width, width + 8), film.height + height + 8), "#202020")
+    page.paste(film, (0, 0))
+    ImageDraw.Draw(page).text((4, film.height + 4), text, fill="white", font=font)
+    return page
+
+
+def place_labels(
+    boxes: Sequence[Sequence[float]],
+    sizes: Sequence[tuple[int, int]],
+    canvas: tuple[int, int],
+) -> list[tuple[int, int] | None]:
+    """Where the label of each box has its upper left corner: inside the canvas, none on another.
+
+    At a corner of its box if it can be, above or below it first, else at the nearest place that is
+    free; None where there is none. Earlier boxes choose first.
+
+    Args:
+        boxes: (x1, y1, x2, y2) in pixels of the canvas.
+        sizes: (width, height) of each label.
+        canvas: (width, height).
+    """
+    taken, places = [], []
+    for (x1, y1, x2, y2), (width, height) in zip(boxes, sizes, strict=True):
+        right, bottom = canvas[0] - width, canvas[1] - height
+        corners = [(x, y) for y in (y1 - height, y2, y1, y2 - height) for x in (x1, x2 - width)]
+        grid = [(x, y) for y in range(0, max(bottom, 0) + 1, height)
+                for x in range(0, max(right, 0) + 1, max(width // 4, 1))]  # fmt: skip
+        grid.sort(key=lambda place: abs(place[0] - x1) + abs(place[1] - y1))
+        place = None
+        for x, y in (*corners, *grid):
+            x, y = round(min(max(x, 0), right)), round(min(max(y, 0), bottom))
+            free = all(
+                x >= a + w or a >= x + width or y >= b + h or b >= y + height
+                for a, b, w, h in taken
+            )
+            if free and right >= 0 and bottom >= 0:
+                place = x, y
+                taken.append((x, y, width, height))
+                break
+        places.append(place)
+    return places

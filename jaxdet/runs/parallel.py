@@ -1,0 +1,228 @@
+"""Data parallelism: one mesh over all devices, the batch split along it, the state on each."""
+
+import ctypes
+import importlib.util
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+from jaxdet import InputError
+from jaxdet.kernels import cpu
+
+# Where one of these is set JAX may find others (`jax.distributed`).
+ANNOUNCED = (
+    "JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri",
+    "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES",
+)  # fmt: skip
+
+
+def join_processes(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    required: bool = False,
+) -> None:
+    """Make one of several processes of this one, where that is asked for or the system says so.
+
+    JAX reads what SLURM, Open MPI, Kubernetes and TPUs say of themselves. To be called before JAX
+    is used. A process that dies or is stopped ends the others within a minute, as JAX notices it;
+    of those that hang see `Watchdog`. Only process 0 prints, but for errors.
+
+    Args:
+        coordinator: HOST:PORT of process 0; the three are needed only where JAX cannot tell.
+        required: whether it is an error that there are no others.
+
+    Raises:
+        InputError: if one of the three is missing, or the others do not come.
+    """
+    given = (coordinator, num_processes, process_id)
+    tpu = importlib.util.find_spec("libtpu") is not None
+    # One process alone needs nobody, and JAX would show it only one device of its machine.
+    size = os.environ.get("OMPI_COMM_WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
+    alone = size == "1"
+    announced = not alone and (tpu or any(name in os.environ for name in ANNOUNCED))
+    if given == (None, None, None) and not announced:
+        if required:
+            raise InputError(
+                "--distributed: no cluster announces itself here: give --coordinator, "
+                "--num_processes and --process_id"
+            )
+        return
+    try:
+        jax.distributed.initialize(
+            *given, initialization_timeout=120, heartbeat_timeout_seconds=30,
+            shutdown_timeout_seconds=600,  # process 0 may have a long report to write
+        )  # fmt: skip
+    except ValueError as error:  # JAX cannot tell
+        if given != (None, None, None):
+            raise InputError(
+                f"--coordinator, --num_processes and --process_id go together here: {error}"
+            ) from error
+    except jax.errors.JaxRuntimeError as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"--coordinator: the other processes do not answer: {line}") from error
+    if jax.process_count() > 1:
+        sys.excepthook = _end_of_an_error
+        # JAX calls abort() where another one dies, in a thread of its own, and has no public way to
+        # say that in words.
+        ctypes.CDLL(None).signal(signal.SIGABRT, _AT_ABORT)
+        if jax.process_index() > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  all say the same
+
+
+_ending = threading.Lock()
+
+
+def _end(what: str) -> None:
+    """One line, and the end: the end of Python would wait for the others, and they for us."""
+    if not _ending.acquire(blocking=False):  # another thread is at it
+        time.sleep(60)
+    print(
+        f"run.py: process {jax.process_index()}: {what}: end all of them, and start all again with "
+        "the same command",
+        file=sys.stderr,
+    )
+    leave(1)
+
+
+def leave(code: int) -> None:
+    """End this process without a word to the others, if there are any; they notice it."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_of_an_error(kind: type, error: BaseException, trace: object) -> None:
+    """What Python does with an error that nothing has caught."""
+    lost = r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|Socket closed|heartbeat"
+    if isinstance(error, Exception) and re.search(lost, str(error)):
+        _end(f"another one has ended ({str(error).strip().splitlines()[0][:200]})")
+    traceback.print_exception(kind, error, trace)
+    leave(1)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _AT_ABORT(number: int) -> None:
+    _end("another one has ended, or hangs")
+
+
+def make_mesh() -> Mesh:
+    """All devices of all processes along one axis, "data"."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh) -> NamedSharding:
+    """The first axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(field: str, batch_size: int) -> None:
+    """Raise InputError, naming the config's field, if the devices cannot share a batch evenly."""
+    if batch_size % jax.device_count():
+        raise InputError(
+            f"config.{field}: {batch_size} does not divide over {jax.device_count()} devices"
+        )
+
+
+def make_agree(mesh: Mesh) -> Callable[[int], int]:
+    """A function that all processes call equally often, and that tells all of them the same.
+
+    It gives the largest number that any process told it in the call before, or, to a process that
+    is alone, its own at once: nobody waits for what the devices have still to do.
+    """
+    if jax.process_count() == 1:
+        return lambda number: number
+    largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
+    before = 0
+
+    def agree(number: int) -> int:
+        nonlocal before
+        mine = np.full(jax.local_device_count(), number, np.int32)
+        agreed, before = int(before), largest(shard_batch({"number": mine}, mesh)["number"])
+        return agreed
+
+    return agree
+
+
+class Watchdog:
+    """Ends this process when a step takes long beyond measure, since then another one hangs.
+
+    JAX notices one that is dead or stopped, but not one that waits for its disk, say, while the
+    others wait for it. A process that is alone is never ended.
+    """
+
+    def __init__(self, seconds: float = 45):
+        self.seconds, self.longest = seconds, 0.0
+        self.beats, self.last, self.timer = 0, 0.0, None
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.rest()
+
+    def beat(self) -> None:
+        """A step has ended. Three in a row say how long one takes: the next has 10 times that."""
+        if jax.process_count() == 1:
+            return
+        self._cancel()
+        now = time.monotonic()
+        self.beats += 1
+        # In the first two the others may still be at what this one has rested for.
+        if self.beats > 2:
+            self.longest = max(self.longest, now - self.last)
+            limit = max(self.seconds, 10 * self.longest)
+            said = f"no step has ended for {limit:.0f} seconds, so one of them hangs"
+            self.timer = threading.Timer(limit, _end, (said,))
+            self.timer.daemon = True
+            self.timer.start()
+        self.last = now
+
+    def rest(self) -> None:
+        """What comes now, until the next beat, may take as long as it likes."""
+        self._cancel()
+        self.beats = 0
+
+    def _cancel(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+def local_rows(batch_size: int) -> slice:
+    """The rows of a global batch that this process loads."""
+    rows = batch_size // jax.process_count()
+    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+
+def local_positions(num_images: int, batch_size: int) -> Int[np.ndarray, "batches rows"]:
+    """The images, of so many in consecutive batches, that this process loads; -1 fills up."""
+    positions = np.full(-(-num_images // batch_size) * batch_size, -1)
+    positions[:num_images] = np.arange(num_images)
+    return positions.reshape(-1, batch_size)[:, local_rows(batch_size)]
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch to a global array, split over the devices."""
+    sharding = sharded(mesh)
+    arrays = {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
+    # A CPU computes on the thread that asks (`cpu.keep_freed_memory`) only what is all there. A GPU
+    # copies a batch once the step before is done: if that were waited for, it would then be idle.
+    return jax.block_until_ready(arrays) if cpu.on_cpu() else arrays

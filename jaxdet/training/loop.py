@@ -1,0 +1,229 @@
+"""Training: one loop that reads from top to bottom."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jaxdet import InputError
+from jaxdet.data.batches import Targets, make_targets, read_ahead, training_batches
+from jaxdet.data.dataset import Dataset
+from jaxdet.evaluation.evaluate import Evaluator
+from jaxdet.inference.detector import Detector, Loaded
+from jaxdet.models.weights.init_from import init_from
+from jaxdet.ops import anchors
+from jaxdet.runs import checkpoint, parallel, signals, workdir
+from jaxdet.runs.identity import check_run, new_run
+from jaxdet.runs.timers import stage
+from jaxdet.training import replay
+from jaxdet.training.train_step import TrainState, compile_training
+
+
+def plan_anchors(
+    config: ConfigDict, targets: Targets, class_names: tuple[str, ...]
+) -> tuple[ConfigDict, list[str]]:
+    """The config with anchors planned from the training boxes, and the fields that it had none in.
+
+    Says how many boxes of each class the anchors can reach: by IoU, the others learn from poor
+    matches.
+    """
+    config = config.copy_and_resolve_references()
+    model, size = config.model, config.data.image_size
+    boxes, labels = targets.boxes[targets.mask], targets.labels[targets.mask]
+    if not len(boxes):
+        raise InputError("config.data.split: the training images have no boxes to learn from")
+    names = ("levels", "anchor_scales", "aspect_ratios")
+    planned = [f"model.{name}" for name in names if model[name] is None]
+    model.levels, model.anchor_scales, model.aspect_ratios = anchors.plan(
+        boxes,
+        labels,
+        size,
+        model.num_scales,
+        model.num_ratios,
+        levels=model.levels,
+        scales=model.anchor_scales,
+        aspect_ratios=model.aspect_ratios,
+    )
+    layout = [model[name] for name in names]
+    reached = anchors.best_iou(boxes, (size, size), *layout) >= 0.5
+    print(f"anchors: levels {layout[0]}, scales {layout[1]} strides, height / width {layout[2]}")
+    asked = " (ATSS asks for none)" if config.loss.matching == "atss" else ""
+    print(f"they reach {reached.mean():.1%} of {len(boxes)} training boxes at IoU 0.5{asked}:")
+    for label in np.unique(labels):
+        mine = reached[labels == label]
+        print(f"  {class_names[label]:<20} {mine.mean():6.1%} of {len(mine)}")
+    return config, planned
+
+
+def train(
+    config: ConfigDict, dataset: Dataset, train_set: Dataset, eval_set: Dataset, folder: Path
+) -> tuple[Loaded, Evaluator]:
+    """Train from the newest checkpoint in `folder`, or from the start, to `config.train.steps`.
+
+    Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard events.
+
+    Args:
+        dataset: the whole split, of which `train_set` is a part.
+        folder: the workdir.
+
+    Returns:
+        The detector with its last weights, and what has scored those.
+
+    Raises:
+        InputError: for a bad config field, a loss that is not finite, or where the run there is
+            another one.
+    """
+    # Data.
+    batch_size = config.train.batch_size
+    parallel.check_batch_size("train.batch_size", batch_size)
+    parallel.check_batch_size("evaluation.batch_size", config.evaluation.batch_size)
+    targets = make_targets(train_set, config.data.fusion, config.data.image_size)
+    print(
+        f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on; "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    )
+
+    # The run that goes on here, or a new one with anchors of its own.
+    if checkpoint.exists(folder):
+        config, run = check_run(config, dataset, train_set, folder)
+    else:
+        config, planned = plan_anchors(config, targets, dataset.class_names)
+        run = new_run(config, dataset, train_set, planned)
+
+    # Model and optimiser, on every device.
+    mesh = parallel.make_mesh()
+    init, step_fn = compile_training(config, dataset.num_classes, mesh)
+    detector = Detector(config, dataset.num_classes, mesh)
+    abstract = jax.eval_shape(init)
+    weights = Path(os.path.expanduser(config.model.init_from))
+    if config.model.init_from and not checkpoint.exists(folder):
+        # Only to see that it fits, before anything is written.
+        init_from(weights, abstract.params, abstract.batch_stats)
+    check_room(folder, abstract)
+
+    scores_by_step = workdir.read_scores(folder) if checkpoint.exists(folder) else {}
+    with checkpoint.open_manager(folder, scores_by_step) as manager:
+        # Where to begin.
+        if manager.latest_step() is None:
+            with stage("compiling"):
+                state = jax.block_until_ready(init())
+            if config.model.init_from:
+                state = with_pretrained_weights(state, weights, mesh)
+        else:
+            abstract = checkpoint.abstract_of(abstract, parallel.replicated(mesh))
+            items, newest = checkpoint.restore_newest(manager, **abstract.to_items())
+            state = TrainState.from_items(items)
+            checkpoint.delete_leftovers(manager, newest, scores_by_step)
+            print(f"resuming at step {newest}")
+        first = int(state.step)
+        for step in [step for step in scores_by_step if step > first]:
+            del scores_by_step[step]
+        workdir.write_config(folder, config, run)
+        log = workdir.open_log(folder, first)
+        with stage("decoding"):
+            evaluator = Evaluator(detector, eval_set)
+
+        def stop_if_asked():
+            if number := agree(signals.asked()):
+                raise signals.Stopped(number)
+
+        def evaluate(step):
+            with stage("evaluating"):
+                scores = evaluator.score(state.weights(), between=stop_if_asked)
+            scores_by_step[step] = scores[workdir.METRIC]
+            log(step, {k: v for k, v in scores.items() if k == "AP" or isinstance(v, float)})
+            progress.write(f"step {step}: {workdir.METRIC} {scores[workdir.METRIC]:.3f}")
+
+        # The loop. In it a signal waits for the end of a step, and for its checkpoint.
+        agree, watchdog = parallel.make_agree(mesh), parallel.Watchdog()
+        if first < config.train.steps:
+            with stage("decoding"):
+                rows = parallel.local_rows(batch_size)
+                batches = training_batches(config, train_set, targets, rows)
+                batch = parallel.shard_batch(batches[first], mesh)
+            with stage("compiling"):
+                step_fn = step_fn.lower(state, batch).compile()
+            stream = read_ahead(batches, first, config.data.num_workers)
+        progress = tqdm(
+            total=config.train.steps,
+            initial=first,
+            unit="step",
+            smoothing=0,  # steps are handed out ahead of their end, so only the average says when
+            disable=None if jax.process_index() == 0 else True,
+        )
+        with signals.held(), progress, stage("training"), watchdog:
+            if evaluates(config, first) and first not in scores_by_step:
+                evaluate(first)  # stopped between a checkpoint and its evaluation
+            since, since_step = time.perf_counter(), first
+            for step in range(first + 1, config.train.steps + 1):
+                state, metrics = step_fn(state, parallel.shard_batch(next(stream), mesh))
+                progress.update()
+                saves = evaluates(config, step) or step % config.train.checkpoint_every == 0
+
+                if step % config.train.log_every == 0 or saves:
+                    checkpoint.check(manager)
+                    values = {k: v.item() for k, v in jax.device_get(metrics).items()}
+                    rate = (step - since_step) * batch_size / (time.perf_counter() - since)
+                    log(step, {**values, "images_per_second": rate})
+                    unmatched = values["boxes_without_anchor"]
+                    progress.set_postfix_str(
+                        f"loss={values['loss']:.3f}, {rate:.0f} images/s"
+                        + (f", {unmatched} boxes without anchor" if unmatched else "")
+                    )
+                    since, since_step = time.perf_counter(), step
+                    if values["skipped_in_a_row"] >= config.train.max_skipped_steps:
+                        watchdog.rest()
+                        checkpoint.save(manager, step, **state.to_items())
+                        raise replay.failure(config, train_set, targets, folder, step, values)
+
+                # Saved before it is scored: an evaluation may fail, and weights took longer.
+                number = agree(signals.asked())
+                watchdog.beat()
+                if saves or number:
+                    watchdog.rest()
+                    checkpoint.save(manager, step, **state.to_items())
+                if number:
+                    raise signals.Stopped(number, step)
+                if evaluates(config, step):
+                    evaluate(step)
+                    since, since_step = time.perf_counter(), step
+            checkpoint.wait(manager)
+    with stage("evaluating"):
+        if evaluator.table is None:  # nothing was left to do
+            evaluator.score(state.weights())
+    return Loaded(detector, state.weights(), int(state.step)), evaluator
+
+
+def evaluates(config: ConfigDict, step: int) -> bool:
+    """Whether a step is evaluated."""
+    return step > 0 and (step % config.train.evaluate_every == 0 or step == config.train.steps)
+
+
+def check_room(folder: Path, state: TrainState) -> None:
+    """Raise InputError unless the disk of `folder` has room for the checkpoints that are kept."""
+    sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(state)]
+    needed = 4 * sum(sizes)  # three, and one that is being written
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"--workdir: checkpoints need {needed / 1e6:.0f} MB, and {existing} has room for "
+            f"{free / 1e6:.0f} MB"
+        )
+
+
+def with_pretrained_weights(state: TrainState, file: Path, mesh: jax.sharding.Mesh) -> TrainState:
+    """The first state with the weights of a file, see `init_from`."""
+    params, batch_stats, report = init_from(file, state.params, state.batch_stats)
+    print(report)
+    params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))
+    # Copied, as a donated state must not hold one array twice.
+    ema_params: nnx.State = jax.tree.map(jnp.copy, params)
+    return state._replace(params=params, ema_params=ema_params, batch_stats=batch_stats)

@@ -1,0 +1,146 @@
+"""What changes in a run, and the step that changes it; no data tool is needed here."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from ml_collections import ConfigDict
+
+from jaxdet import models
+from jaxdet.data.augment import augment
+from jaxdet.data.images import normalize
+from jaxdet.kernels.compilation import jit, jit_to_run_once
+from jaxdet.runs import parallel
+from jaxdet.training.optimizer import make_optimizer, make_schedule
+
+
+class TrainState(NamedTuple):
+    """All that changes in a run. Randomness and data are functions of `step` and the seed."""
+
+    step: jax.Array
+    params: nnx.State
+    batch_stats: nnx.State
+    opt_state: optax.OptState
+    ema_params: nnx.State  # exponential moving average: what is evaluated and kept as "weights"
+    skipped_steps: jax.Array  # steps whose loss or gradient was not finite, and
+    skipped_in_a_row: jax.Array  # those since the last that was
+
+    def weights(self) -> dict[str, nnx.State]:
+        """What inference needs."""
+        return {"params": self.ema_params, "batch_stats": self.batch_stats}
+
+    def to_items(self) -> dict[str, dict]:
+        """The two items of a checkpoint: what inference needs, and the rest."""
+        rest = self._asdict()
+        del rest["ema_params"], rest["batch_stats"]
+        return {"weights": self.weights(), "training": rest}
+
+    @classmethod
+    def from_items(cls, items: dict[str, dict]) -> "TrainState":
+        """The inverse of `to_items`."""
+        weights, rest = items["weights"], items["training"]
+        return cls(ema_params=weights["params"], batch_stats=weights["batch_stats"], **rest)
+
+
+def make_train_step(
+    config: ConfigDict, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """The step (state, batch) -> (state, metrics), a pure function to be jitted."""
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        images, boxes, mask = augment(
+            key, batch["images"], batch["boxes"], batch["mask"], **config.augment
+        )
+
+        def loss_fn(params):
+            model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
+            outputs = model(normalize(images), train=True)
+            losses = model.losses(outputs, boxes, batch["labels"], batch["scores"], mask)
+            _, _, batch_stats = models.split(model)
+            return losses["loss"], (losses, batch_stats)
+
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, (losses, batch_stats)), grads = grad_fn(state.params)
+        # As one vector: on a GPU, its norm takes one kernel instead of two for each parameter, and
+        # the optimiser finds gradients in the parameters' layout instead of the convolutions'.
+        flat, unflatten = ravel_pytree(grads)
+        flat = jax.lax.optimization_barrier(flat)
+        gradient_norm = jnp.linalg.norm(flat)
+        clipped = unflatten(flat * jnp.minimum(1, config.train.clip_norm / gradient_norm))
+        updates, opt_state = optimizer.update(clipped, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # A young average follows closely, or it would remember the random start for long.
+        decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        # What is not finite would stay for ever: such a step changes nothing, and is counted.
+        finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(gradient_norm)
+        changed = {
+            "params": params,
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+            "ema_params": ema_params,
+        }
+        before = {name: getattr(state, name) for name in changed}
+        after = TrainState(
+            step=state.step + 1,
+            **jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, before),
+            skipped_steps=state.skipped_steps + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        metrics = {
+            **losses,
+            "gradient_norm": gradient_norm,
+            # The optimiser counts the steps that it has made.
+            "learning_rate": make_schedule(config.train)(state.step - state.skipped_steps),
+            "skipped_steps": after.skipped_steps,
+            "skipped_in_a_row": after.skipped_in_a_row,
+        }
+        return after, metrics
+
+    return train_step
+
+
+def compile_training(
+    config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh
+) -> tuple[Callable[[], TrainState], Callable[[TrainState, dict], tuple[TrainState, dict]]]:
+    """The jitted `init()` and `step(state, batch)`: state on every device, batch split over them.
+
+    The step takes the state's memory for the new one.
+    """
+
+    def create():
+        sections = config.model, config.loss, num_classes, config.data.image_size
+        return models.create(*sections, nnx.Rngs(config.seed))
+
+    model = nnx.eval_shape(create)  # its structure alone
+    frozen = models.frozen_parameters(config.model.backbone.frozen_stages)
+    optimizer = make_optimizer(config.train, frozen)
+
+    def init():
+        _, params, batch_stats = models.split(create())
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            # Copied, as a donated state must not hold one array twice.
+            ema_params=jax.tree.map(jnp.copy, params),
+            skipped_steps=jnp.zeros((), jnp.int32),
+            skipped_in_a_row=jnp.zeros((), jnp.int32),
+        )
+
+    replicated = parallel.replicated(mesh)
+    step = jit(
+        make_train_step(config, models.split(model)[0], optimizer),
+        config.train.deterministic,
+        in_shardings=(replicated, parallel.sharded(mesh)),
+        out_shardings=replicated,
+        donate_argnums=0,
+    )
+    # Under jit, as eager construction takes seconds.
+    return jit_to_run_once(init, out_shardings=replicated), step

@@ -1,0 +1,125 @@
+"""Pictures of anyone's: which files are meant, and what comes of them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pydicom import uid
+from pydicom.data import get_testdata_file
+
+from jaxdet import InputError
+from jaxdet.data import dicom
+from jaxdet.inference import predict
+from tests import dicoms
+from tests.conftest import command
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.png", "a.jpg", "notes.txt", ".c.png"):
+        Image.new("L", (40, 20), 90).save(tmp_path / name, "png" if "png" in name else "jpeg")
+    return tmp_path
+
+
+def test_a_file_a_folder_or_a_glob(folder):
+    names = lambda path: [p.name for p in predict.find_files(str(path))]  # noqa: E731
+    assert names(folder) == ["a.jpg", "b.png"]
+    assert names(folder / "b.png") == ["b.png"]
+    assert names(folder / "*.jpg") == ["a.jpg"]
+    with pytest.raises(InputError, match="--images=.*/none: no picture there"):
+        predict.find_files(str(folder / "none"))
+
+
+def test_sizes_are_the_files_own_or_those_that_are_known(folder):
+    files = predict.find_files(str(folder))
+    own = predict.read_pictures(files, None, 32)
+    assert own.ids == ["a", "b"] and own.sizes.tolist() == [[20, 40], [20, 40]]
+    assert [image.shape for image in own.images] == [(32, 32)] * 2 and own.problems == []
+    known = predict.read_pictures(files, {"a": (200, 400)}, 32)
+    assert known.ids == ["a"] and known.sizes.tolist() == [[200, 400]]
+    assert len(known.problems) == 1 and "no line for image_id b" in known.problems[0]
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_and_the_rest_go_on(folder):
+    (folder / "a.jpg").write_bytes(b"no picture")
+    got = predict.read_pictures(predict.find_files(str(folder)), None, 32)
+    assert got.ids == ["b"] and "a.jpg" in got.problems[0]
+
+
+def test_the_pictures_of_a_split_come_in_the_order_of_its_index(dataset):
+    order = np.random.default_rng(0).permutation(len(dataset))
+    got = predict.split_pictures(dataset.take(order), 64, 4)
+    assert got.ids == sorted(dataset.ids.tolist())  # as train_meta.csv has them
+    i = int(np.flatnonzero(dataset.ids == got.ids[5])[0])
+    np.testing.assert_array_equal(got.images[5], dataset.decode(i, 64))
+
+
+def test_dicoms_of_a_folder_by_whatever_name(folder):
+    (folder / "deep").mkdir()
+    for name in ("c.dcm", "1.2.840.5", "series", "deep/d.dicom", "DICOMDIR", ".e.dcm"):
+        dicoms.save(folder / name, np.zeros((20, 40), np.uint8))
+    names = lambda path: [p.name for p in predict.find_files(str(path))]  # noqa: E731
+    assert names(folder) == ["1.2.840.5", "a.jpg", "b.png", "c.dcm", "series"]
+    assert names(folder / "**" / "*.d*") == ["c.dcm", "d.dicom"]
+    got = predict.read_pictures(predict.find_files(str(folder)), None, 32)
+    assert got.ids == ["1.2.840.5", "a", "b", "c", "series"] and got.problems == []
+    assert got.sizes.tolist() == [[20, 40]] * 5
+    dicoms.save(folder / "b.dcm", np.zeros((20, 40), np.uint8))
+    with pytest.raises(InputError, match="2 files are named b"):
+        predict.find_files(str(folder))
+
+
+def test_without_the_extra_the_first_dicom_ends_it(folder, monkeypatch):
+    for name in ("c.dcm", "d.dcm"):
+        dicoms.save(folder / name, np.zeros((20, 40), np.uint8))
+    dicoms.without_pydicom(monkeypatch)
+    with pytest.raises(dicom.NotInstalled, match=r"c.dcm: .*pip install -e '.\[dicom\]'"):
+        predict.read_pictures(predict.find_files(str(folder)), None, 32)
+
+
+def test_films_of_all_kinds_predicted_and_drawn(trained, kaggle_folder, tmp_path):
+    """A PNG and DICOMs of the same pixels have the same boxes; what is no film is named."""
+    workdir, _ = trained
+    folder = tmp_path / "films"
+    levels = np.asarray(Image.open(kaggle_folder / "test/test01.png"))
+    folder.mkdir()
+    Image.fromarray(levels).save(folder / "png.png")
+    dicoms.save(folder / "raw.dcm", levels)
+    dicoms.save(folder / "j2k", levels, uid.JPEG2000Lossless)
+    dicoms.save(folder / "white", 255 - levels, PhotometricInterpretation="MONOCHROME1")
+    dicoms.save(folder / "ct.dcm", levels, Modality="CT")
+    (folder / "text.dcm").write_text("no film")
+    done = command(
+        f"--workdir={workdir}", "--mode=predict", f"--images={folder}", f"--output={tmp_path}/out"
+    )
+    assert done.code == 2
+    lines = done.stderr.splitlines()
+    assert "note: 1 pictures: stored with white as zero, inverted" in lines
+    assert [line for line in lines if "ct.dcm: a DICOM of modality CT" in line]
+    assert [line for line in lines if "text.dcm: not a PNG, JPEG, TIFF or DICOM" in line]
+    assert lines[-1] == "run.py: 2 of 6 pictures could not be read"
+    found = pd.read_csv(tmp_path / "out/submission.csv").set_index("image_id").PredictionString
+    assert found.index.tolist() == ["j2k", "png", "raw", "white"] and found.nunique() == 1
+    results = json.loads((tmp_path / "out/detections.json").read_text())
+    assert {row["image_id"] for row in results} == set(found.index)
+    drawn = [Image.open(tmp_path / f"out/overlays/{name}.png") for name in found.index]
+    assert len({film.tobytes() for film in drawn}) == 1 and drawn[0].width == 512
+    assert len(list((tmp_path / "out/overlays").iterdir())) == 4
+
+
+def test_the_chest_films_of_pydicom_are_one_picture_four_times(trained, tmp_path):
+    for kind in ("UNCR", "J2KR", "UNCI", "J2KI"):
+        (tmp_path / f"{kind}.dcm").symlink_to(get_testdata_file(f"RG1_{kind}.dcm"))
+    done = command(
+        f"--workdir={trained[0]}", "--mode=predict", f"--images={tmp_path}/*.dcm",
+        f"--output={tmp_path}/out",
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    found = pd.read_csv(tmp_path / "out/submission.csv").set_index("image_id").PredictionString
+    assert found["UNCR"] == found["J2KR"] and found["UNCI"] == found["J2KI"]
+    exact, lossy = (np.asarray(Image.open(tmp_path / f"out/overlays/{k}.png").convert("L"))
+                    for k in ("UNCR", "UNCI"))  # fmt: skip
+    assert exact.shape[1] == 964  # 1955 x 1841 at 1024
+    assert abs(exact[:1000].astype(int) - lossy[:1000]).mean() < 2

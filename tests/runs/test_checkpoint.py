@@ -1,0 +1,153 @@
+import random
+import resource
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdet import InputError
+from jaxdet.runs import checkpoint
+
+SCORES = {1: 0.1, 2: 0.5, 3: 0.2, 4: 0.3}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints saved before they are scored; the best is neither the first nor the last."""
+    scores = {}
+    with checkpoint.open_manager(tmp_path, scores) as manager:
+        for step, score in SCORES.items():
+            checkpoint.save(
+                manager, step, weights={"x": np.full(3, step)}, training={"y": np.zeros(2)}
+            )
+            scores[step] = score
+    return tmp_path
+
+
+ABSTRACT = {"weights": {"x": np.zeros(3, int)}, "training": {"y": np.zeros(2)}}
+
+
+def test_the_two_newest_and_the_best_are_kept(folder):
+    with checkpoint.open_manager(folder) as manager:
+        assert sorted(manager.all_steps()) == [2, 3, 4]
+        assert checkpoint.find_step(manager, "best", SCORES) == 2
+        assert checkpoint.find_step(manager, "latest", SCORES) == 4
+        assert checkpoint.find_step(manager, "2", SCORES) == 2
+        for which in ("1", "newest"):
+            with pytest.raises(InputError, match=f"--checkpoint={which}.* 2, 3, 4; or say best or"):
+                checkpoint.find_step(manager, which, SCORES)
+        with pytest.raises(InputError, match="2, 3, 4; or say latest"):
+            checkpoint.find_step(manager, "best", {})
+
+
+def test_what_was_saved_comes_back(folder):
+    with checkpoint.open_manager(folder) as manager:
+        items, step = checkpoint.restore_newest(manager, **ABSTRACT)
+    assert step == 4 and items["weights"]["x"].tolist() == [4, 4, 4]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_one_that_cannot_be_read_is_reported_and_the_one_before_is_used(folder, capsys):
+    files = [p for p in (folder / "checkpoints/4").rglob("*") if p.is_file()]
+    for path in files:
+        cut(path)
+    shutil.rmtree(folder / "checkpoints/3/weights")
+    with checkpoint.open_manager(folder) as manager:
+        items, step = checkpoint.restore_newest(manager, **ABSTRACT)
+        assert step == 2 and items["weights"]["x"].tolist() == [2, 2, 2]
+        said = capsys.readouterr().out
+        assert "checkpoint 4 in" in said and "checkpoint 3 in" in said
+        with pytest.raises(InputError, match="checkpoint 4 in .* cannot be read"):
+            checkpoint.restore(manager, 4, **ABSTRACT)
+        for path in (folder / "checkpoints/2").rglob("*"):
+            if path.is_file():
+                cut(path)
+        with pytest.raises(InputError, match="no checkpoint in .* can be read"):
+            checkpoint.restore_newest(manager, **ABSTRACT)
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    """Orbax notices those in its own tables; in the numbers, only the checksums do."""
+    x = np.random.default_rng(0).random(1000)
+    saved = {"weights": {"x": x}, "training": {"y": np.zeros(2)}}
+    with checkpoint.open_manager(tmp_path, {}) as manager:
+        checkpoint.save(manager, 1, **saved)
+    rng, damaged = random.Random(0), 0
+    for path in sorted(p for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        for _ in range(3):
+            flipped = bytearray(content)
+            flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            path.write_bytes(flipped)
+            with checkpoint.open_manager(tmp_path) as manager:
+                try:
+                    items = checkpoint.restore(manager, 1, **saved)
+                except checkpoint.Unreadable as error:
+                    damaged += "x is not as it was saved" in str(error)
+                else:
+                    jax.tree.map(np.testing.assert_array_equal, items, saved)
+        path.write_bytes(content)
+    assert damaged
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8, 1.0])
+def test_one_that_was_half_deleted_does_no_harm(folder, share):
+    """Killed while the oldest was deleted: the next save deletes the rest."""
+    oldest, scores = folder / "checkpoints/2", {4: 0.3}
+    paths = sorted(oldest.rglob("*"), key=lambda path: -len(path.parts))
+    for path in paths[: round(share * len(paths))]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    with checkpoint.open_manager(folder, scores) as manager:
+        assert checkpoint.restore_newest(manager, **ABSTRACT)[1] == 4
+        new = {"weights": {"x": np.full(3, 5)}, "training": {"y": np.zeros(2)}}
+        checkpoint.save(manager, 5, **new)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "5"]
+    with checkpoint.open_manager(folder) as manager:
+        assert checkpoint.restore_newest(manager, **ABSTRACT)[1] == 5
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_is_named(folder):
+    """A file may not grow, as on a full disk: known at the latest as the next one is saved."""
+    large = {
+        "weights": {"x": np.random.default_rng(0).random(200_000)},
+        "training": {"y": np.zeros(2)},
+    }
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        named = "cannot save .*: File too large; that of step 4 is kept"
+        with checkpoint.open_manager(folder, SCORES) as manager:
+            checkpoint.save(manager, 5, **large)
+            with pytest.raises(InputError, match=named):
+                checkpoint.wait(manager)
+            checkpoint.save(manager, 6, **large)
+            with pytest.raises(InputError, match=named):
+                checkpoint.save(manager, 7, **large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with checkpoint.open_manager(folder, SCORES) as manager:
+        assert checkpoint.restore_newest(manager, **ABSTRACT)[1] == 4
+        items = {"weights": {"x": np.full(3, 5)}, "training": {"y": np.zeros(2)}}
+        checkpoint.save(manager, 5, **items)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["2", "4", "5"]
+
+
+def test_one_of_another_model_is_refused_with_the_first_difference(folder):
+    with checkpoint.open_manager(folder) as manager:
+        other = {"weights": {"x": np.zeros(5, int)}, "training": {"y": np.zeros(2)}}
+        with pytest.raises(InputError, match=r"does not fit .*: x is \(3,\) there and \(5,\) here"):
+            checkpoint.restore_newest(manager, **other)
+
+
+def test_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(InputError, match="no checkpoints in .*train first"):
+        checkpoint.open_manager(tmp_path)
+    with (
+        checkpoint.open_manager(tmp_path, {}) as manager,
+        pytest.raises(InputError, match="no checkpoints in"),
+    ):
+        checkpoint.find_step(manager, "latest", {})

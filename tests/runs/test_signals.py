@@ -1,0 +1,73 @@
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxdet.runs import signals
+from tests.conftest import ROOT
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_at_once_what_has_nothing_to_save(number):
+    before = signal.getsignal(number)
+    with pytest.raises(signals.Stopped) as stopped, signals.caught():
+        send(number)
+        time.sleep(5)
+    assert stopped.value.number == number and stopped.value.step is None
+    assert signal.getsignal(number) is before and signals.asked() == 0
+
+
+def test_a_signal_waits_for_what_has_something_to_save(capfd):
+    done = []
+    with pytest.raises(signals.Stopped), signals.caught(), signals.held():
+        assert signals.asked() == 0
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)  # as a scheduler and the parent that it tells
+        assert signals.asked() == signal.SIGTERM
+        time.sleep(0.2)
+        done.append("saved")
+    assert done == ["saved"]
+    said = capfd.readouterr().err
+    assert said == "SIGTERM: saving after this step; another one ends at once\n"
+
+
+def test_a_signal_that_was_swallowed_still_counts():
+    """Raised where Python ignores exceptions, such as in a finaliser."""
+    with pytest.raises(signals.Stopped), signals.caught():
+        with contextlib.suppress(signals.Stopped):
+            send(signal.SIGINT)
+        with signals.held():
+            raise AssertionError
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_process_that_hangs(number):
+    """It hangs outside of Python, where Python's own handlers never run."""
+    code = (
+        "import ctypes\n"
+        "from jaxdet import signals\n"
+        "signals.SAME_SECONDS = 0.2\n"
+        "with signals.caught(), signals.held():\n"
+        "    print('hangs', flush=True)\n"
+        "    ctypes.CDLL(None).usleep.argtypes = [ctypes.c_uint]\n"
+        "    while True: ctypes.CDLL(None).sleep(60) or [0 for _ in iter(int, 1)]\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"hangs\n"
+    process.send_signal(number)
+    assert b"another one ends at once" in process.stderr.readline()
+    time.sleep(0.4)
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(timeout=10) == 128 + number
+    process.communicate()
