@@ -169,7 +169,7 @@ def _with_pictures(
         except pictures.NotInstalled:
             raise
         except InputError as error:
-            written.problems.append(BadPicture(str(error), path))
+            written.problems.append(BadPicture(str(error), path.name))
             continue
         seen = [(path, note) for note in found.notes if pictures.is_of_pixels(note)]
         written.notes.extend(seen)

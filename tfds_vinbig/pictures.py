@@ -87,7 +87,7 @@ def read_shapes(
         results = tqdm(results, "check", len(paths), unit="image", leave=False, disable=None)
         for path, result in zip(paths, results, strict=True):
             if isinstance(result, InputError):
-                problems.append(BadPicture(str(result), path))
+                problems.append(BadPicture(str(result), path.name))
             else:
                 shapes[path] = result[0]
                 said += [(path, note) for note in result[1]]

@@ -170,10 +170,13 @@ def flatten(rows: Iterable[Row], ids: Iterable[str]) -> dict:
 class BadPicture(str):
     """What is wrong with a picture, which `name` is the file of."""
 
-    def __new__(cls, problem: str, path: Path) -> "BadPicture":
+    def __new__(cls, problem: str, name: str) -> "BadPicture":
         self = super().__new__(cls, problem)
-        self.name = path.name
+        self.name = name
         return self
+
+    def __getnewargs__(self) -> tuple[str, str]:  # processes send them
+        return str(self), self.name
 
 
 def raise_all(problems: list[str], where: str | Path) -> None:
