@@ -165,17 +165,14 @@ def _with_pictures(
         if stop is not None and stop.is_set():
             return  # no one will have the file
         try:
-            found = pictures.read(path)
+            picture = encode(path, size, written.notes)
         except pictures.NotInstalled:
             raise
         except InputError as error:
             written.problems.append(BadPicture(str(error), path.name))
             continue
-        seen = [(path, note) for note in found.notes if pictures.is_of_pixels(note)]
-        written.notes.extend(seen)
         if written.problems:
             continue
-        picture = png(pictures.resize(found.pixels, size))
         written.checksums.append(zlib.crc32(picture))
         example = tf_example_pb2.Example.FromString(record)
         example.features.feature["image"].bytes_list.value[:] = [picture]
@@ -183,13 +180,17 @@ def _with_pictures(
         yield example.SerializeToString(deterministic=True)
 
 
-def encode(path: Path, size: int) -> bytes:
-    """A picture as an 8-bit gray PNG of size x size pixels.
+def encode(path: Path, size: int, notes: list[tuple[Path, str]] | None = None) -> bytes:
+    """A picture as an 8-bit gray PNG of size x size pixels; what is seen in its pixels is added to
+    `notes`.
 
     Raises:
         InputError: for a file that `pictures.read` refuses.
     """
-    return png(pictures.resize(pictures.read(path).pixels, size))
+    found = pictures.read(path)
+    if notes is not None:
+        notes += [(path, note) for note in found.notes if pictures.is_of_pixels(note)]
+    return png(pictures.resize(found.pixels, size))
 
 
 def png(pixels: UInt8[np.ndarray, "height width"]) -> bytes:

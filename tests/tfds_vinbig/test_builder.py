@@ -346,7 +346,7 @@ def test_a_data_dir_that_cannot_be_written_is_named(folder, tmp_path):
 def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):
     """As ArrayRecord says it, which knows no OSError (seen on a full tmpfs)."""
 
-    def fail(path, size):
+    def fail(path, size, notes):
         raise RuntimeError("write() failed: No space left on device; writing /x; at byte 2093056")
 
     monkeypatch.setattr(encoding, "encode", fail)
