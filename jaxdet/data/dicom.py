@@ -71,7 +71,9 @@ def read(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "height width"
     syntax = found.file_meta.TransferSyntaxUID
     # pydicom unpacks RLE itself; pylibjpeg's way may end the program on a broken file.
     plugin = "pydicom" if syntax == tools.uid.RLELossless else "pylibjpeg"
-    stored, _ = tools.get_decoder(syntax).as_array(found, decoding_plugin=plugin)
+    decoder = tools.get_decoder(syntax)
+    # Bits above those stored are looked at in `grey_of_values`: padding may have them.
+    stored, _ = decoder.as_array(found, decoding_plugin=plugin, correct_unused_bits=False)
     low, high = int(stored.min()), int(stored.max())
     table, notes = grey_of_values(greys, low, grey.count(stored, low, high))
     pixels = np.empty(stored.shape, np.uint8)

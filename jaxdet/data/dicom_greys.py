@@ -29,6 +29,7 @@ class Greys(NamedTuple):
     modality: tuple | None
     voi: tuple | None
     padding: tuple[int, int] | None  # lowest and highest
+    stored: tuple[int, int]  # the lowest and the highest value that the bits stored may have
     is_negative: bool
     is_own: bool  # 8 bits that are grey levels already
     notes: tuple[str, ...]
@@ -59,9 +60,10 @@ def read_greys(found: Any) -> Greys:
     voi = _table(found, "VOILUTSequence", signed, notes)
     is_own = found.BitsStored == 8 and not signed and modality is None and voi is None
     voi = _window(found, notes) if voi is None else voi
-    greys = Greys(
-        modality, voi, _padding(found, signed), negative, is_own, tuple(dict.fromkeys(notes))
-    )
+    bits = found.BitsStored
+    stored = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    padding, notes = _padding(found, signed), tuple(dict.fromkeys(notes))
+    greys = Greys(modality, voi, padding, stored, negative, is_own, notes)
     # Every step is monotonous between the lowest and the highest value that there may be.
     top = 1 << found.BitsAllocated
     with np.errstate(all="ignore"):
@@ -150,6 +152,11 @@ def grey_of_values(
         if share := counts[no_picture].sum() / whole:
             notes.append(grey.note(PADDED, share))
     counted = np.where(no_picture, 0, counts)
+    # One value alone beyond the bits stored is padding without a tag, or a fault. Several are of
+    # something else, such as an overlay in the bits above, which are then left out.
+    least, most = greys.stored
+    if np.count_nonzero(counted[(values < least) | (values > most)]) > 1:
+        values = (values - least) % (most - least + 1) + least
     if not counted.any():
         return np.zeros(len(values), np.uint8), tuple(notes)
     seen = greys.seen(values.astype(np.float64))
