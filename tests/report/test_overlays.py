@@ -57,7 +57,7 @@ def test_what_scores_little_is_not_drawn_and_of_much_the_best():
 def test_names_in_other_letters_are_drawn_by_a_font_that_has_them(name):
     """Each letter as itself: a font without it draws one box for all of them."""
     assert overlays._shown(name, 3) == name and not overlays._legend([name])
-    font = overlays._font([name], 40)
+    font = overlays._font([name], 40.0)
     drawn = {letter: bytes(font.getmask(letter)) for letter in set(name) - {" "}}
     assert len(set(drawn.values())) == len(drawn)
     assert bytes(font.getmask("\u6c14")) not in drawn.values()  # which it lacks
@@ -79,8 +79,8 @@ def test_names_that_no_font_has_are_numbers_with_a_legend(tmp_path, capsys):
     none = BoxTable(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
     overlays.write(tmp_path, Pictures([], np.zeros((0, 2), int), [], [], [], []), none, names)
     assert capsys.readouterr().err.startswith(
-        "note: overlays have numbers where no font has the letters: class 1 is 胸腔积液, class 3 is "
-        "气胸\n"
+        "note: overlays have numbers where no font has the letters: class 1 is 胸腔积液, class 3 "
+        "is 气胸\n"
     )
 
 
