@@ -114,7 +114,7 @@ def test_from_json_to_scores_with_its_own_classes(coco, tmp_path):
     done = command(*predict)
     assert done.code == 2 and not (tmp_path / "other.csv").exists()
     assert done.stderr.endswith(
-        "has no category 'Mass', a class of the run; it has Effusion, Fracture, Device\n"
+        "has no category 'Mass', a class of the run; it has Fracture, Device, Effusion\n"
     )
 
 
