@@ -90,7 +90,7 @@ def read_shapes(
                 problems.append(BadPicture(str(result), path.name))
             else:
                 shapes[path] = result[0]
-                said += [(path, note) for note in result[1]]
+                said += [(path.name, note) for note in result[1]]
     finally:
         pool.shutdown(cancel_futures=True)  # after ^C, not thousands of images later
     notes += [f"{folder}: {line}" for line in images.summarize(said)]

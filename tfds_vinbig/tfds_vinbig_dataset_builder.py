@@ -165,7 +165,8 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             for shard, found in written:
                 checksums[slices[shard]] = found
                 bar.update(len(found))
-        for line in pictures.summarize(seen):
+        ids = {record.path: record.image_id for record in records}
+        for line in pictures.summarize((ids[path], note) for path, note in seen):
             print(f"note: {split}: {line}", file=sys.stderr)
         # What is said of the images again, so that no one need read the pictures for it.
         said = [(i, row) for i, record in enumerate(records) for row in self._rows(record)]

@@ -56,12 +56,16 @@ def is_of_pixels(note: str) -> bool:
     return note.startswith(OF_PIXELS)
 
 
-def summarize(notes: Iterable[tuple[Path, str]]) -> list[str]:
-    """A line for each kind of note of pictures, with their number; of pixels also with names."""
+def summarize(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each kind of note, with the number of pictures; of pixels also with their names.
+
+    Args:
+        notes: names of pictures, each with a note.
+    """
     found = {}
-    for path, note in notes:
+    for name, note in notes:
         kind = next((kind for kind in OF_PIXELS if note.startswith(kind)), note)
-        found.setdefault(kind, []).append((path.name, note.removeprefix(kind)))
+        found.setdefault(kind, []).append((name, note.removeprefix(kind)))
     lines = []
     for kind, seen in found.items():
         line = f"{len(seen)} pictures: {kind}"

@@ -130,7 +130,7 @@ def read_pictures(
         kept.append(file)
         sizes.append(own)
         pixels.append(images.resize(picture.pixels, image_size))
-        notes += [(file, note) for note in picture.notes]
+        notes += [(name, note) for note in picture.notes]
     sizes = np.array(sizes, np.int64).reshape(-1, 2)
     return Pictures(ids, sizes, pixels, problems, images.summarize(notes), kept)
 

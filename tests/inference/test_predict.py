@@ -114,7 +114,7 @@ def test_names_are_composed(tmp_path):
 
 def test_what_is_seen_in_the_pixels_is_noted_by_name(folder):
     got = predict.read_pictures(predict.find_files(str(folder)), None, 32)
-    assert got.notes == [f"2 pictures: {images.FLAT}: a.jpg, b.png"]
+    assert got.notes == [f"2 pictures: {images.FLAT}: a, b"]
 
 
 def test_without_the_extra_the_first_dicom_ends_it(folder, monkeypatch):
