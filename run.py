@@ -88,8 +88,8 @@ def score() -> None:
     for note in truth.notes:
         print(f"note: {note}", file=sys.stderr)
     columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
-    found = ids, detections, FLAGS.ground_truth or "raw", truth.crowds
-    case = scores.of_files(*columns, *found)
+    method = FLAGS.ground_truth or "raw"
+    case = scores.of_files(*columns, ids, detections, method, truth.crowds)
     result, other = case.summarize(bootstrap_samples=FLAGS.bootstrap), None
     case = case._replace(detections=case.judged(case.detections))
     if against := path("against"):
@@ -180,8 +180,7 @@ def train() -> None:
             test = read_split(builder, "test")
             batch_size = config.evaluation.batch_size
             pictures = split_pictures(test, config.data.image_size, batch_size)
-            run = workdir.read_config(folder)[1]
-            write_predictions(loaded, pictures, run, folder, run.class_ids)
+            write_predictions(loaded, pictures, workdir.read_config(folder)[1], folder)
     print(f"time: {summary()}")
 
 
@@ -227,13 +226,16 @@ def predict() -> None:
     size, batch_size = config.data.image_size, config.evaluation.batch_size
     parallel.check_batch_size("evaluation.batch_size", batch_size)
     loaded = load_detector(config, folder, FLAGS.checkpoint, len(run.class_names))
-    meta, image_ids, class_ids = path("meta"), None, run.class_ids
+    meta, image_ids = path("meta"), None
     if path("images"):
         files = find_files(FLAGS.images)
         sizes = meta and (coco if meta.suffix == ".json" else kaggle).read_sizes(meta)
         if meta and meta.suffix == ".json":
-            image_ids = coco.read_image_ids(meta)
-            class_ids = coco.class_ids_by_name(meta, run.class_names) or class_ids
+            image_ids, ids = (
+                coco.read_image_ids(meta),
+                coco.class_ids_by_name(meta, run.class_names),
+            )
+            run = run._replace(class_ids=ids or run.class_ids)
         pictures = read_pictures(files, sizes, size, folder_of(FLAGS.images))
     elif meta:
         raise InputError("--meta: goes with --images, which is not given")
@@ -246,19 +248,17 @@ def predict() -> None:
             raise InputError(f"config.data: {config.data.name} has other classes than the run")
         pictures = split_pictures(test, size, batch_size)
     if len(pictures.ids):
-        output = path("output") or folder
-        write_predictions(loaded, pictures, run, output, class_ids, image_ids)
+        write_predictions(loaded, pictures, run, path("output") or folder, image_ids)
     for problem in pictures.problems:
         print(f"run.py: {problem}", file=sys.stderr)
     if pictures.problems:
         raise InputError(f"{len(pictures.problems)} of {len(files)} pictures could not be read")
 
 
-def write_predictions(loaded, pictures, run, output: Path, class_ids, image_ids=None) -> None:
+def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> None:
     """Predict, and write the submission, `detections.json` and overlays, in or beside `output`.
 
-    `class_ids` are what files call each class, `image_ids` what COCO calls each image, if not by
-    its name.
+    `image_ids` is what COCO calls each image, if not by its name.
     """
     from jaxdet.inference.predict import mend_inverted, predict
     from jaxdet.report import overlays
@@ -271,7 +271,7 @@ def write_predictions(loaded, pictures, run, output: Path, class_ids, image_ids=
     table = predict(loaded, pictures, len(run.class_names))
     csv = output if output.suffix == ".csv" else output / "submission.csv"
     results = output.with_suffix(".json") if output.suffix == ".csv" else output / "detections.json"
-    names = pictures.ids, table, class_ids
+    names = pictures.ids, table, run.class_ids
     write_atomically(csv, submission.to_csv(*names))
     write_atomically(results, coco.to_json(*names, image_ids, run.class_names))
     found = int((table.labels < len(run.class_names)).sum())

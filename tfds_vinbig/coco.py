@@ -83,7 +83,7 @@ def read_image_ids(path: str | Path) -> dict[str, Hashable]:
     return {name: image.number for name, image in _only_images(path).items()}
 
 
-def class_ids_by_name(path: str | Path, class_names: Sequence[str]) -> tuple[int, ...] | None:
+def class_ids_by_name(path: str | Path, class_names: Sequence[str]) -> list[int] | None:
     """The ids that a file has for these classes and, last, for "No finding".
 
     None where it has no "categories".
@@ -106,7 +106,7 @@ def class_ids_by_name(path: str | Path, class_names: Sequence[str]) -> tuple[int
             f"{path}: has no category {', '.join(map(repr, missing))}, a class of the run; it has "
             f"{known}"
         )
-    return *(ids[class_name_of(name)] for name in class_names), ranked(categories)[1][-1]
+    return [*(ids[class_name_of(name)] for name in class_names), ranked(categories)[1][-1]]
 
 
 def read_instances(

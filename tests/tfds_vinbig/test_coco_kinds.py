@@ -352,8 +352,8 @@ def test_classes_go_by_their_names_where_results_have_them(tmp_path):
 
 def test_the_ids_of_a_file_for_the_classes_of_a_run(tmp_path):
     path = write(tmp_path / "x.json", INSTANCES)
-    assert coco.class_ids_by_name(path, ["Rib", "Nodule", "Heart"]) == (5, 9, 2, 10)
-    assert coco.class_ids_by_name(path, ["Rib"]) == (5, 10)
+    assert coco.class_ids_by_name(path, ["Rib", "Nodule", "Heart"]) == [5, 9, 2, 10]
+    assert coco.class_ids_by_name(path, ["Rib"]) == [5, 10]
     said = message(coco.class_ids_by_name, path, ["Rib", "Mass"])
     assert "has no category 'Mass', a class of the run; it has Heart, Rib, Nodule" in said
     write(path, {"images": INSTANCES["images"]})
