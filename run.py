@@ -231,11 +231,8 @@ def predict() -> None:
         files = find_files(FLAGS.images)
         sizes = meta and (coco if meta.suffix == ".json" else kaggle).read_sizes(meta)
         if meta and meta.suffix == ".json":
-            image_ids, ids = (
-                coco.read_image_ids(meta),
-                coco.class_ids_by_name(meta, run.class_names),
-            )
-            run = run._replace(class_ids=ids or run.class_ids)
+            image_ids, names = coco.read_image_ids(meta), run.class_names
+            run = run._replace(class_ids=coco.class_ids_by_name(meta, names) or run.class_ids)
         pictures = read_pictures(files, sizes, size, folder_of(FLAGS.images))
     elif meta:
         raise InputError("--meta: goes with --images, which is not given")
