@@ -23,7 +23,7 @@ from benchmarks.torchvision_cpu import torchvision
 from configs import phantom, retina
 from jaxdet.kernels import winograd
 from jaxdet.kernels.compilation import jit
-from jaxdet.kernels.cpu import keep_freed_memory
+from jaxdet.kernels.memory import keep_freed_memory
 from jaxdet.ops import anchors
 
 keep_freed_memory()  # as run.py does, for torch too: the process is one

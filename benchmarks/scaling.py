@@ -45,11 +45,11 @@ def measure(config_name: str, image_size: int, batch_size: int, num_devices: int
     import jax
     import numpy as np
 
-    from jaxdet.kernels import cpu
+    from jaxdet.kernels import memory
     from jaxdet.runs import parallel
     from jaxdet.training.train_step import compile_training
 
-    cpu.keep_freed_memory()  # as run.py does
+    memory.keep_freed_memory()  # as run.py does
     assert jax.device_count() == num_devices
     config = importlib.import_module(f"configs.{config_name}").get_config()
     config.data.image_size = image_size

@@ -1,0 +1,75 @@
+"""JAXDET_PLAIN turns every kernel off, and nothing changes but the time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdet import models
+from jaxdet.kernels import channels, convolution, nn, switch, winograd
+from tests import networks
+from tests.kernels.test_nn import assert_close, made_for  # noqa: F401
+
+
+@pytest.mark.parametrize("value, target", [("1", "plain"), ("0", "cpu"), ("", "cpu")])
+def test_the_environment_says_plain(monkeypatch, value, target):
+    monkeypatch.setenv("JAXDET_PLAIN", value)
+    assert switch.target() == target
+
+
+def loss_and_gradients():
+    """Of a detector that trains: outputs, losses, all gradients, BatchNorm's statistics."""
+    graphdef, params, batch_stats = networks.detector("batch")
+    images = jnp.asarray(networks.images())
+    boxes = jnp.array([[[4, 4, 30, 40], [20, 10, 60, 50]]] * 2, jnp.float32)
+    labels, ones = jnp.array([[0, 3]] * 2), jnp.ones((2, 2))
+
+    def loss(params):
+        model = nnx.merge(graphdef, params, batch_stats, copy=True)
+        outputs = model(images, train=True)
+        losses = model.losses(outputs, boxes, labels, ones, ones > 0)
+        return losses["loss"], (outputs, losses, models.split(model)[2])
+
+    return jax.device_get(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
+
+
+def detections():
+    graphdef, params, batch_stats = networks.detector("batch")
+    return jax.jit(lambda x: nnx.merge(graphdef, params, batch_stats)(x))(networks.images())
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """What flax and XLA compute by themselves; a kernel that is called all the same fails."""
+
+    def called(*_, **__):
+        raise AssertionError("a kernel, though plain was asked for")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXDET_PLAIN", "1")
+        kernels = {
+            nn: ("add_bias", "batch_norm", "_relu"),
+            channels: ("sum_of_channels",),
+            winograd: ("conv_3x3",),
+            convolution: ("conv_1x1", "conv_3x3_few", "conv_7x7_stride_2", "conv"),
+        }
+        for module, names in kernels.items():
+            for name in names:
+                patch.setattr(module, name, called)
+        return loss_and_gradients(), detections()
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_a_detector_computes_the_same(made_for, monkeypatch, plain, target):  # noqa: F811
+    made_for(target)
+    monkeypatch.setattr(winograd, "pays", lambda x, kernel: True)  # for so small a network too
+    used = []
+    conv = winograd.conv_3x3
+    monkeypatch.setattr(winograd, "conv_3x3", lambda *args: used.append(1) or conv(*args))
+    ours = loss_and_gradients()
+    assert bool(used) == (target == "cpu")
+    # A gradient that is 0 but for rounding, as of a bias before BatchNorm, is held by the rest.
+    assert_close(ours, plain[0], 1e-4)
+    assert_close(detections(), plain[1], 1e-4)
+    assert np.isfinite(ours[0][0])
