@@ -19,7 +19,7 @@ def test_the_environment_says_plain(monkeypatch, value, target):
 
 
 def loss_and_gradients():
-    """Of a detector that trains: outputs, losses, all gradients, BatchNorm's statistics."""
+    """Of a detector: what it trains on, all gradients, BatchNorm's statistics, and outputs then."""
     graphdef, params, batch_stats = networks.detector("batch")
     images = jnp.asarray(networks.images())
     boxes = jnp.array([[[4, 4, 30, 40], [20, 10, 60, 50]]] * 2, jnp.float32)
@@ -29,14 +29,9 @@ def loss_and_gradients():
         model = nnx.merge(graphdef, params, batch_stats, copy=True)
         outputs = model(images, train=True)
         losses = model.losses(outputs, boxes, labels, ones, ones > 0)
-        return losses["loss"], (outputs, losses, models.split(model)[2])
+        return losses["loss"], (outputs, losses, models.split(model)[2], model(images))
 
     return jax.device_get(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
-
-
-def detections():
-    graphdef, params, batch_stats = networks.detector("batch")
-    return jax.jit(lambda x: nnx.merge(graphdef, params, batch_stats)(x))(networks.images())
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +52,18 @@ def plain():
         for module, names in kernels.items():
             for name in names:
                 patch.setattr(module, name, called)
-        return loss_and_gradients(), detections()
+        return loss_and_gradients()
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_a_detector_computes_the_same(made_for, monkeypatch, plain, target):  # noqa: F811
     made_for(target)
-    monkeypatch.setattr(winograd, "pays", lambda x, kernel: True)  # for so small a network too
+    # For so small a network too, though not everywhere: that takes a minute to compile.
+    monkeypatch.setattr(winograd, "pays", lambda x, kernel: x.shape[1] == 8)
     used = []
     conv = winograd.conv_3x3
     monkeypatch.setattr(winograd, "conv_3x3", lambda *args: used.append(1) or conv(*args))
     ours = loss_and_gradients()
     assert bool(used) == (target == "cpu")
-    # A gradient that is 0 but for rounding, as of a bias before BatchNorm, is held by the rest.
-    assert_close(ours, plain[0], 1e-4)
-    assert_close(detections(), plain[1], 1e-4)
     assert np.isfinite(ours[0][0])
+    assert_close(ours, plain, 1e-4)
