@@ -127,9 +127,9 @@ def checked_config() -> ConfigDict:
         )
     if FLAGS.ground_truth:
         config.evaluation.ground_truth = FLAGS.ground_truth
-    configs.check(config, retina.get_config())
+    configs.check(config, retina.get_fields())
     if FLAGS.mode in ("evaluate", "predict", "export") or checkpoint.exists(workdir):
-        config = configs.as_run(config, workdir)
+        config = configs.as_run(config, retina.get_fields(), workdir)
     return config
 
 
@@ -153,6 +153,7 @@ def open_data(config: ConfigDict):
 
 def train() -> None:
     """Train, evaluate, and predict the test split where there is one."""
+    from configs import retina
     from jaxdet.data import splits
     from jaxdet.data.dataset import read_split
     from jaxdet.inference.predict import split_pictures
@@ -169,7 +170,7 @@ def train() -> None:
     with stage("reading"):
         dataset = read_split(builder, "train")
         sets = splits.train_and_eval(config.data, builder, dataset)
-    loaded, evaluator = train(config, dataset, *sets, folder)
+    loaded, evaluator = train(config, retina.get_fields(), dataset, *sets, folder)
     with stage("evaluating"):
         write_evaluation(evaluator, folder, loaded.step)
     if "test" in builder.info.splits:
@@ -183,6 +184,7 @@ def train() -> None:
 
 def evaluate() -> None:
     """Score a checkpoint, beside another run's where one is named."""
+    from configs import retina
     from jaxdet.data import splits
     from jaxdet.data.dataset import read_split
     from jaxdet.evaluation.evaluate import Evaluator
@@ -196,13 +198,12 @@ def evaluate() -> None:
     builder = open_data(config)
     dataset = read_split(builder, "train")
     train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
-    check_run(config, dataset, train_set, folder)
+    check_run(config, retina.get_fields(), dataset, train_set, folder)
     other = None
     if against := path("against"):
-        from configs import retina
         from jaxdet.evaluation.compare import detect_of_other
 
-        own = config, eval_set, retina.get_config(), open_data
+        own = config, eval_set, retina.get_fields(), open_data
         other = detect_of_other(against, FLAGS.checkpoint, *own)
     loaded = load_detector(config, folder, FLAGS.checkpoint, dataset.num_classes)
     evaluator = Evaluator(loaded.detector, eval_set)
@@ -276,6 +277,7 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
 
 def crossval() -> None:
     """Train and evaluate every fold, and score all together."""
+    from configs import retina
     from jaxdet.data.dataset import read_split
     from jaxdet.report.write import write_crossval, write_evaluation
     from jaxdet.runs.workdir import write_atomically
@@ -285,7 +287,8 @@ def crossval() -> None:
     config, folder = checked_config(), path("workdir", True)
     builder = open_data(config)
     dataset = read_split(builder, "train")
-    case = folds.train_folds(config, builder, dataset, folder, write_evaluation)
+    fields = retina.get_fields()
+    case = folds.train_folds(config, fields, builder, dataset, folder, write_evaluation)
     csv = submission.to_csv(case.ids, case.detections, dataset.class_ids)
     write_atomically(folder / "out_of_fold.csv", csv)
     write_crossval(case, config, dataset, folder)

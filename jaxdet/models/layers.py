@@ -8,6 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdet import ConfigError
+
 # Also for the networks, which take all their layers from here.
 from jaxdet.kernels.nn import BatchNorm, Conv, conv_norm, max_pool, relu  # noqa: F401
 
@@ -120,7 +122,7 @@ class Norm(nnx.Module):
     GroupNorm has 32 groups where they divide the channels, else 8.
 
     Raises:
-        ValueError: for another kind, or channels that 8 does not divide.
+        ConfigError: for channels that 8 does not divide.
     """
 
     def __init__(self, kind: str, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -131,9 +133,9 @@ class Norm(nnx.Module):
         elif kind == "group":
             groups = 32 if channels % 32 == 0 else 8
             if channels % groups:
-                raise ValueError(
-                    "model.backbone.width or model.head_channels: GroupNorm needs channels in "
-                    f"eights, not {channels}"
+                raise ConfigError(
+                    "model.backbone.width or model.head_channels",
+                    f"GroupNorm needs channels in eights, not {channels}",
                 )
             self.layer = nnx.GroupNorm(
                 channels, num_groups=groups, epsilon=EPSILON, dtype=dtype, rngs=rngs

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxdet import models
 from jaxdet.kernels import channels, convolution, nn, switch, winograd
+from jaxdet.ops.boxes import Targets
 from tests import networks
 from tests.kernels.test_nn import assert_close, made_for  # noqa: F401
 
@@ -20,15 +21,17 @@ def test_the_environment_says_plain(monkeypatch, value, target):
 
 def loss_and_gradients():
     """Of a detector: what it trains on, all gradients, BatchNorm's statistics, and outputs then."""
-    graphdef, params, batch_stats = networks.detector("batch")
+    graphdef, weights = networks.abstract("batch", levels=(4, 5))
+    params, batch_stats = jax.tree.map_with_path(networks.fill, tuple(weights.values()))
     images = jnp.asarray(networks.images())
     boxes = jnp.array([[[4, 4, 30, 40], [20, 10, 60, 50]]] * 2, jnp.float32)
-    labels, ones = jnp.array([[0, 3]] * 2), jnp.ones((2, 2))
+    ones = jnp.ones((2, 2))
+    targets = Targets(boxes, jnp.array([[0, 3]] * 2), ones, ones > 0)
 
     def loss(params):
         model = nnx.merge(graphdef, params, batch_stats, copy=True)
         outputs = model(images, train=True)
-        losses = model.losses(outputs, boxes, labels, ones, ones > 0)
+        losses = model.losses(outputs, targets)
         return losses["loss"], (outputs, losses, models.split(model)[2], model(images))
 
     return jax.device_get(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
