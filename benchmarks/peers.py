@@ -63,7 +63,7 @@ def random_batch(
         "images": rng.integers(0, 256, (n, size, size), np.uint8),
         "boxes": np.concatenate([corner, corner + extent], axis=-1).astype(np.float32),
         "labels": rng.integers(0, NUM_CLASSES, (n, most), np.int32),
-        "scores": np.ones((n, most), np.float32),
+        "soft_targets": np.ones((n, most), np.float32),
         "mask": np.arange(most) < counts[:, None],
     }
 
