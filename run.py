@@ -361,11 +361,11 @@ def ensemble() -> None:
 def main() -> None:
     """What --mode asks for."""
     if "distributed" in MODES[FLAGS.mode]:
-        from jaxdet.kernels import compilation, cpu
+        from jaxdet.kernels import compilation, memory
         from jaxdet.runs import parallel
 
         parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
-        cpu.keep_freed_memory()
+        memory.keep_freed_memory()
         compilation.keep_compiled()
     globals()[FLAGS.mode]()  # each mode is the function of its name
 
