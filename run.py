@@ -3,6 +3,7 @@
 python run.py --config=configs/phantom.py --workdir=runs/phantom
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -360,7 +361,12 @@ def main() -> None:
         parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
         cpu.keep_freed_memory()
         compilation.keep_compiled()
-    globals()[FLAGS.mode]()  # each mode is the function of its name
+    with contextlib.ExitStack() as stack:
+        if FLAGS.mode == "crossval" or (FLAGS.mode == "train" and not FLAGS.replay):
+            from jaxdet.runs import lock
+
+            stack.enter_context(lock.held(path("workdir", True)))
+        globals()[FLAGS.mode]()  # each mode is the function of its name
 
 
 def run(argv: list[str]) -> int:
