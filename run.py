@@ -45,7 +45,8 @@ flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bou
 flags.DEFINE_boolean("distributed", False, "Insist on several: an error where none are announced.")
 # The flags that each mode uses.
 PROCESSES = ("coordinator", "num_processes", "process_id", "distributed")
-RUN = {"mode", "config", "workdir", *PROCESSES}
+ALONE = {"mode", "config", "workdir"}
+RUN = {*ALONE, *PROCESSES}
 MODES = {
     "train": RUN | {"replay"},
     "evaluate": RUN | {"checkpoint", "ground_truth", "against"},
@@ -53,9 +54,9 @@ MODES = {
     "score": {"mode", "annotations", "submission", "ground_truth", "bootstrap", "against",
               "report"},
     "crossval": RUN,
-    "inspect": RUN,
+    "inspect": ALONE,
     "ensemble": {"mode", "submissions", "weights", "iou", "output"},
-    "export": RUN | {"checkpoint", "output"},
+    "export": ALONE | {"checkpoint", "output"},
 }  # fmt: skip
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
@@ -354,11 +355,20 @@ def ensemble() -> None:
 
 def main() -> None:
     """What --mode asks for."""
-    if "distributed" in MODES[FLAGS.mode]:
+    from jaxdet.runs import environment
+
+    if "workdir" not in MODES[FLAGS.mode]:
+        environment.stay_on_cpu()
+    else:
         from jaxdet.kernels import compilation, cpu
         from jaxdet.runs import parallel
 
-        parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
+        # One's own pictures need no others, unless they are asked for.
+        asked = any(FLAGS[name].present for name in PROCESSES)
+        if "distributed" in MODES[FLAGS.mode] and (asked or not FLAGS.images):
+            parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
+        environment.check_devices()
+        environment.settle()
         cpu.keep_freed_memory()
         compilation.keep_compiled()
     with contextlib.ExitStack() as stack:
