@@ -319,7 +319,7 @@ def export() -> None:
 
 def ensemble() -> None:
     """Write one submission made of several."""
-    from jaxdet.inference.ensemble import fuse_tables
+    from jaxdet.inference import ensemble
     from jaxdet.runs.workdir import read_config, write_atomically
     from tfds_vinbig import coco, results, submission
     from tfds_vinbig.tables import parse_number
@@ -337,13 +337,13 @@ def ensemble() -> None:
         raise InputError(f"--weights: needs {len(files)} numbers above 0, one for each submission")
     # A submission beside a run is that run's, whose classes have names.
     beside = [file.parent for file in files if (file.parent / "config.json").exists()]
-    runs = [read_config(folder)[1] for folder in beside]
-    for folder, run in zip(beside, runs, strict=True):
-        if (run.class_names, run.class_ids) != (runs[0].class_names, runs[0].class_ids):
-            raise InputError(f"--submissions: the runs {folder} and {beside[0]} have other classes")
-    known = runs[0].class_ids if runs else None
-    ids, tables, class_ids, image_ids = results.read_all(files, known)
-    table = fuse_tables(tables, weights, f"wbf@{FLAGS.iou}")
+    runs = {folder: read_config(folder)[1] for folder in beside}
+    names = ensemble.names_of_classes(runs)
+    ids, tables, class_ids, image_ids = results.read_all(files, list(names) or None)
+    known = ensemble.known_labels([runs.get(file.parent) for file in files], tables, class_ids)
+    for note in ensemble.notes(files, known, class_ids, names):
+        print(f"note: {note}", file=sys.stderr)
+    table = ensemble.fuse_tables(tables, weights, f"wbf@{FLAGS.iou}", known)
     if output.suffix == ".csv":
         write_atomically(output, submission.to_csv(ids, table, class_ids))
     else:
