@@ -3,7 +3,6 @@
 python run.py --config=configs/phantom.py --workdir=runs/phantom
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxdet import InputError
+from jaxdet.data import machine
 from jaxdet.runs import signals
 from jaxdet.runs.command_line import parse
 from jaxdet.runs.timers import stage, summary
@@ -25,6 +25,7 @@ flags.DEFINE_string("checkpoint", "latest", "evaluate, predict, export: a step, 
 flags.DEFINE_string("images", None, "predict: a file, folder or glob instead of the test split.")
 flags.DEFINE_string("meta", None, "predict: CSV or COCO JSON of the original sizes of --images.")
 flags.DEFINE_boolean("invert", False, "predict: invert the images that look inverted.")
+flags.DEFINE_integer("overlays", None, "predict: how many of --images are drawn.", lower_bound=0)
 flags.DEFINE_string(
     "output", None, "predict: a CSV file or a folder; ensemble: a file; export: a folder."
 )
@@ -50,7 +51,7 @@ RUN = {*ALONE, *PROCESSES}
 MODES = {
     "train": RUN | {"replay"},
     "evaluate": RUN | {"checkpoint", "ground_truth", "against"},
-    "predict": RUN | {"checkpoint", "images", "meta", "invert", "output"},
+    "predict": RUN | {"checkpoint", "images", "meta", "invert", "overlays", "output"},
     "score": {"mode", "annotations", "submission", "ground_truth", "bootstrap", "against",
               "report"},
     "crossval": RUN,
@@ -64,7 +65,7 @@ flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 def path(name: str, required: bool = False) -> Path | None:
     """The path that a flag names."""
     if FLAGS[name].value:
-        return Path(os.path.expanduser(FLAGS[name].value))
+        return machine.with_home(FLAGS[name].value, f"--{name}")
     if required or FLAGS[name].present:
         raise InputError(f"--{name}: needs a path with --mode={FLAGS.mode}")
     return None
@@ -127,6 +128,7 @@ def checked_config() -> ConfigDict:
             f"--config: needed with --mode={FLAGS.mode}, such as configs/phantom.py; there is no "
             f"run in {workdir}"
         )
+    config.data.dir = machine.datasets_folder(config.data.dir)
     if FLAGS.ground_truth:
         config.evaluation.ground_truth = FLAGS.ground_truth
     configs.check(config, retina.get_config())
@@ -139,7 +141,7 @@ def open_data(config: ConfigDict):
     """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
     from jaxdet.data.dataset import open_dataset
 
-    data_dir = Path(os.path.expanduser(config.data.dir))
+    data_dir = machine.with_home(machine.datasets_folder(config.data.dir), "config.data.dir")
     folder = data_dir / config.data.name
     draws = FLAGS.mode in ("train", "crossval", "inspect")
     if draws and config.data.name == "tfds_vinbig/phantom" and not folder.exists():
@@ -232,8 +234,9 @@ def predict() -> None:
         if meta and meta.suffix == ".json":
             image_ids = coco.read_image_ids(meta)
         pictures = read_pictures(files, sizes, size)
-    elif meta:
-        raise InputError("--meta: goes with --images, which is not given")
+    elif meta or FLAGS.overlays is not None:
+        flag = "--meta" if meta else "--overlays"
+        raise InputError(f"{flag}: goes with --images, which is not given")
     else:
         builder = open_data(config)
         if "test" not in builder.info.splits:
@@ -269,11 +272,12 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
     write_atomically(csv, submission.to_csv(pictures.ids, table, run.class_ids))
     write_atomically(results, coco.to_json(pictures.ids, table, run.class_ids, image_ids))
     found = int((table.labels < len(run.class_names)).sum())
+    drawn = pictures.files and FLAGS.overlays != 0
     print(
         f"checkpoint {loaded.step}: {found} boxes in {len(pictures.ids)} images, written to {csv} "
-        f"and {results.name}{', drawn in overlays/' if pictures.files else ''}"
+        f"and {results.name}{', drawn in overlays/' if drawn else ''}"
     )
-    overlays.write(csv.parent / "overlays", pictures, table, run.class_names, negatives)
+    overlays.write(csv.parent, pictures, table, run.class_names, negatives, FLAGS.overlays)
 
 
 def crossval() -> None:
@@ -320,7 +324,7 @@ def export() -> None:
 def ensemble() -> None:
     """Write one submission made of several."""
     from jaxdet.inference import ensemble
-    from jaxdet.runs.workdir import read_config, write_atomically
+    from jaxdet.runs.workdir import write_atomically
     from tfds_vinbig import coco, results, submission
     from tfds_vinbig.tables import parse_number
 
@@ -328,7 +332,7 @@ def ensemble() -> None:
     if output.suffix not in (".csv", ".json"):
         raise InputError(f"--output: {output} ends neither in .csv (submission) nor .json (COCO)")
     own = "submission.csv" if output.suffix == ".csv" else "detections.json"
-    named = [Path(os.path.expanduser(word)) for word in FLAGS.submissions or () if word]
+    named = [machine.with_home(word, "--submissions") for word in FLAGS.submissions or () if word]
     files = [place / own if place.is_dir() else place for place in named]
     if not files or any(file.suffix != output.suffix for file in files):
         raise InputError(f"--submissions: needs workdirs, or {output.suffix} files as --output is")
@@ -336,13 +340,11 @@ def ensemble() -> None:
     if len(weights) != len(files) or not all(weight > 0 for weight in weights):
         raise InputError(f"--weights: needs {len(files)} numbers above 0, one for each submission")
     # A submission beside a run is that run's, whose classes have names.
-    beside = [file.parent for file in files if (file.parent / "config.json").exists()]
-    runs = {folder: read_config(folder)[1] for folder in beside}
-    names = ensemble.names_of_classes(runs)
+    runs = [ensemble.run_of(file) for file in files]
+    names = ensemble.names_of_classes(files, runs)
     ids, tables, class_ids, image_ids = results.read_all(files, list(names) or None)
-    known = ensemble.known_labels([runs.get(file.parent) for file in files], tables, class_ids)
-    for note in ensemble.notes(files, known, class_ids, names):
-        print(f"note: {note}", file=sys.stderr)
+    known = ensemble.known_labels(runs, tables, class_ids)
+    ensemble.say_who_knows(files, known, class_ids, names)
     table = ensemble.fuse_tables(tables, weights, f"wbf@{FLAGS.iou}", known)
     if output.suffix == ".csv":
         write_atomically(output, submission.to_csv(ids, table, class_ids))
@@ -355,27 +357,17 @@ def ensemble() -> None:
 
 def main() -> None:
     """What --mode asks for."""
-    from jaxdet.runs import environment
+    from jaxdet.runs import environment, lock, parallel
 
-    if "workdir" not in MODES[FLAGS.mode]:
-        environment.stay_on_cpu()
-    else:
-        from jaxdet.kernels import compilation, cpu
-        from jaxdet.runs import parallel
-
+    if "workdir" in MODES[FLAGS.mode]:
         # One's own pictures need no others, unless they are asked for.
         asked = any(FLAGS[name].present for name in PROCESSES)
-        if "distributed" in MODES[FLAGS.mode] and (asked or not FLAGS.images):
-            parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
-        environment.check_devices()
-        environment.settle()
-        cpu.keep_freed_memory()
-        compilation.keep_compiled()
-    with contextlib.ExitStack() as stack:
-        if FLAGS.mode == "crossval" or (FLAGS.mode == "train" and not FLAGS.replay):
-            from jaxdet.runs import lock
-
-            stack.enter_context(lock.held(path("workdir", True)))
+        joins = "distributed" in MODES[FLAGS.mode] and (asked or not FLAGS.images)
+        parallel.start(joins, *(FLAGS[name].value for name in PROCESSES))
+    else:
+        environment.stay_on_cpu()
+    trains = FLAGS.mode == "crossval" or (FLAGS.mode == "train" and not FLAGS.replay)
+    with lock.held(path("workdir", True) if trains else None):
         globals()[FLAGS.mode]()  # each mode is the function of its name
 
 
@@ -396,8 +388,7 @@ def run(argv: list[str]) -> int:
     except signals.Stopped as stop:
         if not FLAGS.is_parsed() or FLAGS.mode not in ("train", "crossval"):
             return 128 + stop.number
-        where = "what was saved last" if stop.step is None else f"step {stop.step}, which is saved"
-        print(f"run.py: {stop.name}: the same command goes on from {where}", file=sys.stderr)
+        print(f"run.py: {stop.name}: {stop.goes_on(path('workdir'))}", file=sys.stderr)
         return 0 if stop.number == signal.SIGTERM else 130
     return 0
 

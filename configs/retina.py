@@ -23,7 +23,7 @@ def get_config(size: str = "256") -> ConfigDict:
 
     data = config.data = ConfigDict()
     data.name = f"tfds_vinbig/{size}"
-    data.dir = "~/tensorflow_datasets"
+    data.dir = ""  # where datasets are; "": TFDS's place, TFDS_DATA_DIR or ~/tensorflow_datasets
     data.image_size = int(size)  # pixels; pictures are resized where they differ
     data.split = "folds"  # or "seed111", or a TFDS slice such as "train[:80%]"
     data.fold = 0  # the fold that is held out

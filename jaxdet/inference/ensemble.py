@@ -1,5 +1,6 @@
 """Several opinions of the same images made one: of looks at them, of detectors, of submissions."""
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from jaxdet import InputError
 from jaxdet.ops import fusion
 from jaxdet.ops.boxes import BoxTable
-from jaxdet.runs.workdir import Run
+from jaxdet.runs.workdir import Run, read_config
 
 
 def fuse_tables(
@@ -50,21 +51,27 @@ def fuse_tables(
     )
 
 
-def names_of_classes(runs: Mapping[Path, Run]) -> dict[int, str]:
-    """What each class is called, by its number in files.
+def run_of(file: Path) -> Run | None:
+    """The run that a submission lies beside, whose classes have names; None if there is none."""
+    return read_config(file.parent)[1] if (file.parent / "config.json").exists() else None
+
+
+def names_of_classes(files: Sequence[Path], runs: Sequence[Run | None]) -> dict[int, str]:
+    """What the runs that files are of call each class, by its number in the files.
 
     Raises:
         InputError: if one number has another name in another run.
     """
     names, of = {}, {}
-    for folder, run in runs.items():
-        for number, name in zip(run.class_ids, [*run.class_names, "No finding"], strict=True):
+    for file, run in zip(files, runs, strict=True):
+        called = zip(run.class_ids, [*run.class_names, "No finding"], strict=True) if run else ()
+        for number, name in called:
             if names.setdefault(number, name) != name:
                 raise InputError(
-                    f"--submissions: the runs {folder} and {of[number]} have other classes: "
+                    f"--submissions: the runs of {file} and {of[number]} have other classes: "
                     f"{number} is {name!r} and {names[number]!r}"
                 )
-            of.setdefault(number, folder)
+            of.setdefault(number, file)
     return names
 
 
@@ -83,20 +90,19 @@ def known_labels(
     ]
 
 
-def notes(
+def say_who_knows(
     files: Sequence[Path],
     known: Sequence[Collection[int]],
     class_ids: Sequence[int],
     names: Mapping[int, str],
-) -> list[str]:
-    """A sentence for each class that not all files know, but some."""
-    sentences = []
+) -> None:
+    """Print a line for each class that some files know, but not all, to standard error."""
     for label, number in enumerate(class_ids):
         knowing = [str(file) for file, labels in zip(files, known, strict=True) if label in labels]
         if 0 < len(knowing) < len(files):
             name = f"{number} ({names[number]})" if number in names else number
-            sentences.append(
-                f"class {name} is known to {len(knowing)} of {len(files)} submissions alone, which "
-                f"count for it: {', '.join(knowing)}"
+            print(
+                f"note: class {name} is known to {len(knowing)} of {len(files)} submissions alone, "
+                f"which count for it: {', '.join(knowing)}",
+                file=sys.stderr,
             )
-    return sentences

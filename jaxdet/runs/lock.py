@@ -29,15 +29,17 @@ SILENT_SECONDS = 25.0  # without one, a process of another machine is taken for 
 
 
 @contextlib.contextmanager
-def held(workdir: Path) -> Iterator[None]:
+def held(workdir: Path | None) -> Iterator[None]:
     """For the time of the block, no other process trains in `workdir`, which is made if need be.
+
+    None is for what does not train.
 
     Of several processes that train as one, process 0 holds the lock.
 
     Raises:
         InputError: if another one does, or the folder cannot be written to.
     """
-    if jax.process_index() != 0:
+    if workdir is None or jax.process_index() != 0:
         yield
         return
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from jaxdet import InputError
-from jaxdet.kernels import cpu
+from jaxdet.kernels import compilation, cpu
 from jaxdet.runs import environment
 
 # Where one of these is set JAX may find others (`jax.distributed`).
@@ -28,6 +28,24 @@ ANNOUNCED = (
     "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES",
 )  # fmt: skip
 WAITING_SECONDS = 120.0  # for the others to come
+
+
+def start(joins: bool, *processes: str | int | bool | None) -> None:
+    """Make JAX ready, before it is used, for what computes: alone, or as one of several processes.
+
+    Args:
+        joins: whether others are looked for.
+        processes: see `join_processes`.
+
+    Raises:
+        InputError: if the others, or the devices that JAX is told to use, are not there.
+    """
+    if joins:
+        join_processes(*processes)
+    environment.check_devices()
+    environment.settle()
+    cpu.keep_freed_memory()
+    compilation.keep_compiled()
 
 
 def join_processes(

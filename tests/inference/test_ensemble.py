@@ -118,20 +118,22 @@ def test_no_score_is_above_all_that_went_in(seed, weights, top):
     assert ensemble.fuse_tables(tables, weights).scores.max() <= top
 
 
-def test_what_files_know():
+def test_what_files_know(capsys):
     run = Run(["Rib", "Lung"], [3, 5, 9], "x", "y", [], [])
     class_ids = (3, 5, 7, 9, -1)
     known = ensemble.known_labels([run, None], [box(0.5), box(0.5, label=2)], class_ids)
     assert known == [{0, 1, 3}, {2}]
-    names = ensemble.names_of_classes({Path("a"): run, Path("b"): run})
+    names = ensemble.names_of_classes([Path("a"), Path("b"), Path("c")], [run, None, run])
     assert names == {3: "Rib", 5: "Lung", 9: "No finding"}
-    said = ensemble.notes([Path("a.csv"), Path("b.csv")], known, class_ids, names)
+    ensemble.say_who_knows([Path("a.csv"), Path("b.csv")], known, class_ids, names)
+    said = capsys.readouterr().err.splitlines()
     assert said[0] == (
-        "class 3 (Rib) is known to 1 of 2 submissions alone, which count for it: a.csv"
+        "note: class 3 (Rib) is known to 1 of 2 submissions alone, which count for it: a.csv"
     )
-    assert [word.split()[1] for word in said] == ["3", "5", "7", "9"]
+    assert [word.split()[2] for word in said] == ["3", "5", "7", "9"]
     with pytest.raises(InputError, match="b and a have other classes: 9 is 'Rib' and 'No finding'"):
-        ensemble.names_of_classes({Path("a"): run, Path("b"): run._replace(class_ids=[9, 8, 7])})
+        other = run._replace(class_ids=[9, 8, 7])
+        ensemble.names_of_classes([Path("a"), Path("b")], [run, other])
 
 
 def as_detections(table, slots=40):

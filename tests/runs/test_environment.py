@@ -41,8 +41,8 @@ def test_a_device_that_there_is_not_is_one_line(tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "run.py: JAX_PLATFORMS=cuda: JAX finds no such device here: unset JAX_PLATFORMS, or install "
-        "JAX for it\n"
+        "run.py: JAX_PLATFORMS=cuda: JAX finds no such device here: unset JAX_PLATFORMS, or "
+        "install JAX for it\n"
     )
     assert not (tmp_path / "run").exists()
 
