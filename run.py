@@ -131,9 +131,9 @@ def checked_config() -> ConfigDict:
     config.data.dir = machine.datasets_folder(config.data.dir)
     if FLAGS.ground_truth:
         config.evaluation.ground_truth = FLAGS.ground_truth
-    configs.check(config, retina.get_config())
+    configs.check(config, retina.get_fields())
     if FLAGS.mode in ("evaluate", "predict", "export") or checkpoint.exists(workdir):
-        config = configs.as_run(config, workdir)
+        config = configs.as_run(config, retina.get_fields(), workdir)
     return config
 
 
@@ -157,6 +157,7 @@ def open_data(config: ConfigDict):
 
 def train() -> None:
     """Train, evaluate, and predict the test split where there is one."""
+    from configs import retina
     from jaxdet.data import splits
     from jaxdet.data.dataset import read_split
     from jaxdet.inference.predict import split_pictures
@@ -173,7 +174,7 @@ def train() -> None:
     with stage("reading"):
         dataset = read_split(builder, "train")
         sets = splits.train_and_eval(config.data, builder, dataset)
-    loaded, evaluator = train(config, dataset, *sets, folder)
+    loaded, evaluator = train(config, retina.get_fields(), dataset, *sets, folder)
     with stage("evaluating"):
         write_evaluation(evaluator, folder, loaded.step)
     if "test" in builder.info.splits:
@@ -187,6 +188,7 @@ def train() -> None:
 
 def evaluate() -> None:
     """Score a checkpoint, beside another run's where one is named."""
+    from configs import retina
     from jaxdet.data import splits
     from jaxdet.data.dataset import read_split
     from jaxdet.evaluation.evaluate import Evaluator
@@ -200,13 +202,12 @@ def evaluate() -> None:
     builder = open_data(config)
     dataset = read_split(builder, "train")
     train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
-    check_run(config, dataset, train_set, folder)
+    check_run(config, retina.get_fields(), dataset, train_set, folder)
     other = None
     if against := path("against"):
-        from configs import retina
         from jaxdet.evaluation.compare import detect_of_other
 
-        own = config, eval_set, retina.get_config(), open_data
+        own = config, eval_set, retina.get_fields(), open_data
         other = detect_of_other(against, FLAGS.checkpoint, *own)
     loaded = load_detector(config, folder, FLAGS.checkpoint, dataset.num_classes)
     evaluator = Evaluator(loaded.detector, eval_set)
@@ -235,8 +236,7 @@ def predict() -> None:
             image_ids = coco.read_image_ids(meta)
         pictures = read_pictures(files, sizes, size)
     elif meta or FLAGS.overlays is not None:
-        flag = "--meta" if meta else "--overlays"
-        raise InputError(f"{flag}: goes with --images, which is not given")
+        raise InputError("--meta, --overlays: go with --images, which is not given")
     else:
         builder = open_data(config)
         if "test" not in builder.info.splits:
@@ -272,16 +272,16 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
     write_atomically(csv, submission.to_csv(pictures.ids, table, run.class_ids))
     write_atomically(results, coco.to_json(pictures.ids, table, run.class_ids, image_ids))
     found = int((table.labels < len(run.class_names)).sum())
-    drawn = pictures.files and FLAGS.overlays != 0
     print(
         f"checkpoint {loaded.step}: {found} boxes in {len(pictures.ids)} images, written to {csv} "
-        f"and {results.name}{', drawn in overlays/' if drawn else ''}"
+        f"and {results.name}"
     )
     overlays.write(csv.parent, pictures, table, run.class_names, negatives, FLAGS.overlays)
 
 
 def crossval() -> None:
     """Train and evaluate every fold, and score all together."""
+    from configs import retina
     from jaxdet.data.dataset import read_split
     from jaxdet.report.write import write_crossval, write_evaluation
     from jaxdet.runs.workdir import write_atomically
@@ -291,7 +291,8 @@ def crossval() -> None:
     config, folder = checked_config(), path("workdir", True)
     builder = open_data(config)
     dataset = read_split(builder, "train")
-    case = folds.train_folds(config, builder, dataset, folder, write_evaluation)
+    fields = retina.get_fields()
+    case = folds.train_folds(config, fields, builder, dataset, folder, write_evaluation)
     csv = submission.to_csv(case.ids, case.detections, dataset.class_ids)
     write_atomically(folder / "out_of_fold.csv", csv)
     write_crossval(case, config, dataset, folder)
@@ -340,11 +341,9 @@ def ensemble() -> None:
     if len(weights) != len(files) or not all(weight > 0 for weight in weights):
         raise InputError(f"--weights: needs {len(files)} numbers above 0, one for each submission")
     # A submission beside a run is that run's, whose classes have names.
-    runs = [ensemble.run_of(file) for file in files]
-    names = ensemble.names_of_classes(files, runs)
+    runs, names = ensemble.runs_beside(files)
     ids, tables, class_ids, image_ids = results.read_all(files, list(names) or None)
-    known = ensemble.known_labels(runs, tables, class_ids)
-    ensemble.say_who_knows(files, known, class_ids, names)
+    known = ensemble.known_labels(files, runs, names, tables, class_ids)
     table = ensemble.fuse_tables(tables, weights, f"wbf@{FLAGS.iou}", known)
     if output.suffix == ".csv":
         write_atomically(output, submission.to_csv(ids, table, class_ids))

@@ -40,7 +40,7 @@ from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.inference.detector import Detector, to_table
 from jaxdet.ops.nms import Detections
 from jaxdet.runs import parallel
-from jaxdet.training.loop import plan_anchors
+from jaxdet.training.plan import plan_detector
 from jaxdet.training.train_step import compile_training, make_schedule
 
 FLAGS = flags.FLAGS
@@ -53,14 +53,12 @@ def batches_of(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The augmented batches of a run, on the host: what both systems learn from."""
     batches = training_batches(config, train_set, targets, slice(None))
-    augment_fn = jax.jit(lambda key, *arrays: augment(key, *arrays, **config.augment))
+    augment_fn = jax.jit(lambda key, batch: augment(key, batch, config.augment))
     stream = read_ahead(batches, 0, config.data.num_workers)
     for step in range(config.train.steps):
         batch = next(stream)
         key = jax.random.fold_in(jax.random.key(config.seed), step)
-        arrays = augment_fn(key, batch["images"], batch["boxes"], batch["mask"])
-        names = ("images", "boxes", "mask")
-        yield {**batch, **dict(zip(names, map(np.array, arrays), strict=True))}
+        yield jax.tree.map(np.array, augment_fn(key, batch))
 
 
 def report_progress(name: str, step: int, steps: int, loss: float, start: float) -> None:
@@ -201,7 +199,7 @@ def main(_):
     dataset = read_split(builder, "train")
     train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
     targets = make_targets(train_set, config.data.fusion, config.data.image_size)
-    config, _ = plan_anchors(config, targets, dataset.class_names)
+    config, _ = plan_detector(config, targets, dataset.class_names)
     detector = Detector(config, dataset.num_classes, parallel.make_mesh())
     evaluator = Evaluator(detector, eval_set)
 

@@ -46,7 +46,7 @@ NAMES = ("mAP14@0.4", "mAP@0.4")
 
 
 def load(workdir: Path, tta: dict) -> Loaded:
-    config = of_run(workdir, retina.get_config())
+    config = of_run(workdir, retina.get_fields())
     config.inference.tta.update(tta)
     num_classes = len(json.loads((workdir / "config.json").read_text())["run"]["class_names"])
     return load_detector(config, workdir, "latest", num_classes)
@@ -56,7 +56,7 @@ def of_seeds(workdirs: list[Path]) -> list[dict]:
     """A line for each row and run; fused ones are of no run."""
     lines, tables, case = [], {}, None
     for workdir in workdirs:
-        config = of_run(workdir, retina.get_config())
+        config = of_run(workdir, retina.get_fields())
         builder = open_dataset(config.data.name, config.data.dir)
         dataset = read_split(builder, "train")
         eval_set = splits.train_and_eval(config.data, builder, dataset)[1]

@@ -30,7 +30,7 @@ from jaxdet.data.dataset import open_dataset, read_split
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.inference.detector import Detector
 from jaxdet.runs import parallel
-from jaxdet.training.loop import plan_anchors
+from jaxdet.training.plan import plan_detector
 from jaxdet.training.train_step import compile_training
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/phantom.py", "What is varied.")
@@ -85,7 +85,7 @@ LAST = ", last parameters, not their average"
 def run(config, train_set, eval_set, steps) -> dict[str, dict]:
     """Train `steps` steps; the scores by the name of the table's row that they belong to."""
     targets = make_targets(train_set, config.data.fusion, config.data.image_size)
-    config, _ = plan_anchors(config, targets, train_set.class_names)
+    config, _ = plan_detector(config, targets, train_set.class_names)
     mesh = parallel.make_mesh()
     init, step_fn = compile_training(config, train_set.num_classes, mesh)
     batches = training_batches(config, train_set, targets, slice(None))

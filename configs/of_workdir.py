@@ -11,4 +11,4 @@ from jaxdet.runs.config import of_run
 
 def get_config(workdir: str) -> ConfigDict:
     """What `workdir`/config.json says."""
-    return of_run(Path(os.path.expanduser(workdir)), retina.get_config())
+    return of_run(Path(os.path.expanduser(workdir)), retina.get_fields())

@@ -1,13 +1,11 @@
-"""The reference of the fields, from `configs/retina.py` and its comments.
+"""The reference of the fields, from their declarations in `configs/retina.py`.
 
 python -m configs.reference > docs/config.md
 """
 
-import re
-from pathlib import Path
-
 from configs import phantom, retina
-from jaxdet.runs.config import FREE, fields
+from jaxdet.runs.config import flatten
+from jaxdet.runs.fields import values_of
 
 INTRO = """\
 # Every field of a config
@@ -17,47 +15,35 @@ Made of `configs/retina.py` by `python -m configs.reference > docs/config.md`. D
 line by `--config.SECTION.FIELD=VALUE`, a tuple as `--config.model.levels='(3,4,5)'`.
 
 A run keeps its config. Fields with a star may differ when it is evaluated, used or continued, and
-`train.steps` may grow; any other that differs is refused.
+`train.steps` may grow; any other that differs is refused. A run that is older than a field has what
+was done before there was the field.
 """
-
-
-def comments() -> dict[str, str]:
-    """What the source says of each field and section, in its order: behind it, or above.
-
-    A comment above holds for all fields that follow and have none of their own.
-    """
-    sections, found, above = {"config": ""}, {}, ""
-    lines = Path(retina.__file__).read_text().splitlines()
-    for before, line in zip(["", *lines], lines, strict=False):
-        if comment := re.match(r" +# (.*)", line):
-            above = f"{above} {comment[1]}" if re.match(" +# ", before) else comment[1]
-        elif alias := re.match(r" +(\w+) = (\w+)\.(\w+) = ConfigDict\(\)(?:  # (.*))?", line):
-            name, parent, section, behind = alias.groups()
-            sections[name], above = f"{sections[parent]}{section}.", ""
-            found[sections[name]] = behind or ""
-        elif field := re.match(r" +(\w+)\.(\w+) = .*?(?:  # (.*))?$", line):
-            section, name, behind = field.groups()
-            above = above if behind is None else ""
-            found[sections[section] + name] = behind or above
-    return found
+NOTES = {
+    "inference.tta": "Test-time augmentation: further looks at each image.",
+}
 
 
 def reference() -> str:
     """The text of `docs/config.md`."""
-    said, texts = comments(), [INTRO]
-    default, other = (dict(fields(c.get_config())) for c in (retina, phantom))
-    for section in ["", *(name for name in said if name.endswith("."))]:
-        note = said.get(section, "")
-        texts.append(f"\n## {f'`{section[:-1]}`' if section else 'At the top'}\n\n")
-        texts.append(f"{note[0].upper()}{note[1:]}.\n\n" if note else "")
-        texts.append("| field | default | `phantom.py` | |\n|---|---|---|---|\n")
-        for name in said:
-            if name.endswith(".") or name.rpartition(".")[0] != section[:-1]:
-                continue
-            star = "*" if name.startswith(FREE) or name == "train.steps" else ""
-            differs = f"`{other[name]!r}`" if other[name] != default[name] else ""
-            cells = [f"`{name}`{star}", f"`{default[name]!r}`", differs, said[name]]
-            texts.append("| " + " | ".join(cells) + " |\n")
+    fields, other = retina.get_fields(), dict(flatten(phantom.get_config()))
+    texts, last = [INTRO], None
+    for name, field in fields.items():
+        section = name.rpartition(".")[0]
+        if section != last:
+            texts.append(f"\n## {f'`{section}`' if section else 'At the top'}\n\n")
+            texts.append(f"{NOTES[section]}\n\n" if section in NOTES else "")
+            texts.append("| field | default | `phantom.py` | values | |\n|---|---|---|---|---|\n")
+            last = section
+        star = "" if field.changes == "never" else "*"
+        differs = f"`{other[name]!r}`" if other[name] != field.default else ""
+        cells = [
+            f"`{name}`{star}",
+            f"`{field.default!r}`",
+            differs,
+            values_of(field),
+            field.meaning,
+        ]
+        texts.append("| " + " | ".join(cells) + " |\n")
     return "".join(texts)
 
 

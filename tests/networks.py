@@ -8,32 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from configs import retina
 from jaxdet import models
 from jaxdet.kernels.compilation import jit
 
 SIZE, NUM_CLASSES = 64, 5
-LOSS = {
-    "class_loss": "focal", "alpha": 0.25, "gamma": 2.0, "box": "giou", "box_weight": 2.0,
-    "image_weight": 0.5, "matching": "atss", "foreground_iou": 0.5, "background_iou": 0.4,
-    "atss_candidates": 9,
-}  # fmt: skip
 # Backbones that go through the same tests.
 BACKBONES = {
     "batch": {"name": "resnet", "depth": 10, "width": 8, "norm": "batch"},
     "group": {"name": "resnet", "depth": 10, "width": 8, "norm": "group"},
-    "convnext": {"name": "convnext", "depth": 18, "width": 8, "norm": "layer"},
+    "convnext": {"name": "convnext", "depth": 18, "width": 8},
 }
+SMALL = {
+    "levels": (3, 4, 5, 6), "anchor_scales": (2.0, 4.0), "aspect_ratios": (0.5, 1.0),
+    "fpn_channels": 16, "head_channels": 16, "head_depth": 1, "image_head": True,
+    "dtype": "float32",
+}  # fmt: skip
+LOSS = {**retina.get_config().loss, "image_weight": 0.5}
 
 
 def model_config(kind="batch", frozen_stages=0, **fields):
     """A `config.model` with one of `BACKBONES`."""
-    return {
-        "backbone": {**BACKBONES[kind], "frozen_stages": frozen_stages},
-        "init_from": "", "num_scales": 3, "num_ratios": 3, "levels": (3, 4, 5, 6),
-        "anchor_scales": (2.0, 4.0), "aspect_ratios": (0.5, 1.0), "p6_from": "p5",
-        "fpn_channels": 16, "head_channels": 16, "head_depth": 1, "head_norm": "none",
-        "image_head": True, "dtype": "float32", **fields,
-    }  # fmt: skip
+    model = retina.get_config().model.to_dict()
+    backbone = {**model["backbone"], **BACKBONES[kind], "frozen_stages": frozen_stages}
+    return {**model, "backbone": backbone, **SMALL, **fields}
 
 
 def abstract(kind="batch", image_size=SIZE, loss=LOSS, **fields):

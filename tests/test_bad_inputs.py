@@ -16,7 +16,6 @@ import run
 from configs import retina
 from jaxdet import InputError
 from jaxdet.models.weights import init_from as weights
-from jaxdet.runs import config as configs
 from tests.bad_inputs import files, places, runs, tables
 from tests.conftest import ROOT
 from tests.models.test_pth import NUMBERS, pickled, tensor
@@ -123,7 +122,7 @@ VALUES = st.one_of(
         tuple
     ),
 )
-FIELDS = [name for name, _ in configs.fields(retina.get_config())]
+FIELDS = list(retina.get_fields())
 
 
 @settings(max_examples=40, deadline=None)

@@ -9,11 +9,10 @@ import pytest
 from absl.testing import flagsaver
 
 from configs import reference, retina
-from jaxdet.runs.config import fields
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FIELDS = [name for name, _ in fields(retina.get_config())]
+FIELDS = list(retina.get_fields())
 
 
 def code_of(page: Path) -> tuple[list[str], list[str]]:

@@ -1,5 +1,8 @@
 """Augmentation on the device: one affine warp for image and boxes, then the film's grey levels."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt8
@@ -39,7 +42,13 @@ def warp_image(
     )
 
 
-def augment(
+def augment(key: Key[Array, ""], batch: Mapping[str, Array], fields: Any) -> dict[str, Array]:
+    """A random variant of each image of a batch, with its boxes; `fields` is `config.augment`."""
+    images, boxes, mask = warp(key, batch["images"], batch["boxes"], batch["mask"], **fields)
+    return {**batch, "images": images, "boxes": boxes, "mask": mask}
+
+
+def warp(
     key: Key[Array, ""],
     images: UInt8[Array, "batch h w"],
     boxes: Float[Array, "batch boxes 4"],

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import grain
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -15,23 +14,14 @@ from jaxdet import InputError
 from jaxdet.data.dataset import Dataset
 from jaxdet.data.machine import cores, free_memory, in_words
 from jaxdet.ops import fusion
-
-
-@dataclass(frozen=True)
-class Targets:
-    """Fused boxes of each image in pixels of the model input, padded to the most that one has.
-
-    `scores` are what the class loss aims at: 1, or by "votes@T" the share of readers.
-    """
-
-    boxes: Float[np.ndarray, "n boxes 4"]
-    labels: Int[np.ndarray, "n boxes"]
-    scores: Float[np.ndarray, "n boxes"]
-    mask: Bool[np.ndarray, "n boxes"]
+from jaxdet.ops.boxes import Targets
 
 
 def make_targets(dataset: Dataset, method: str, image_size: int) -> Targets:
-    """Fuse the readers' boxes (`method` as in `fusion.fuse`), scale and pad them."""
+    """Fuse the readers' boxes (`method` as in `fusion.fuse`), scale and pad them: all images.
+
+    By "votes@T", the soft target of a box is the share of readers who drew it; by others it is 1.
+    """
     rows = dataset.annotations
     found = rows.labels != dataset.num_classes
     num_readers = max(pd.Series(rows.readers).groupby(rows.image).nunique(), default=1)
@@ -48,13 +38,13 @@ def make_targets(dataset: Dataset, method: str, image_size: int) -> Targets:
     slot = np.arange(len(fused.image)) - (np.cumsum(counts) - counts)[fused.image]
     boxes = np.zeros((len(dataset), most, 4), np.float32)
     labels = np.zeros((len(dataset), most), np.int32)
-    scores = np.ones((len(dataset), most), np.float32)
+    soft_targets = np.ones((len(dataset), most), np.float32)
     width_height = dataset.sizes[fused.image][:, [1, 0, 1, 0]]
     boxes[fused.image, slot] = fused.boxes * (image_size / width_height)
     labels[fused.image, slot] = fused.labels
     if fusion.parse(method).name == "votes":
-        scores[fused.image, slot] = fused.scores
-    return Targets(boxes, labels, scores, np.arange(most) < counts[:, None])
+        soft_targets[fused.image, slot] = fused.scores
+    return Targets(boxes, labels, soft_targets, np.arange(most) < counts[:, None])
 
 
 class Images(Sequence):
@@ -156,10 +146,7 @@ def training_batches(
         chosen = np.asarray(chosen)[rows]
         return {
             "images": np.stack([images[int(i)] for i in chosen]),
-            "boxes": targets.boxes[chosen],
-            "labels": targets.labels[chosen],
-            "scores": targets.scores[chosen],
-            "mask": targets.mask[chosen],
+            **{name: column[chosen] for name, column in targets._asdict().items()},
             "image": chosen,  # its position in the dataset
         }
 

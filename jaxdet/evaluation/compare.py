@@ -18,6 +18,7 @@ from jaxdet.inference.detector import load_detector
 from jaxdet.ops import metrics
 from jaxdet.ops.boxes import NO_FINDING, BoxTable
 from jaxdet.runs.config import of_run
+from jaxdet.runs.fields import Fields
 from jaxdet.runs.identity import check_run
 
 
@@ -33,7 +34,7 @@ def detect_of_other(
     which: str,
     config: ConfigDict,
     eval_set: Dataset,
-    known: ConfigDict,
+    fields: Fields,
     open_data: Callable,
 ) -> Against:
     """What a checkpoint of the run in `folder` detects in `eval_set`, as it is configured itself.
@@ -44,13 +45,13 @@ def detect_of_other(
         which: "latest", "best" or a step.
         config: of the run that it is compared with, which names the evaluation split.
         eval_set: that run's evaluation images, in whose order the detections come.
-        known: a config that has every field.
+        fields: all there are.
         open_data: gives the builder of the dataset of a config.
 
     Raises:
         InputError: if it is evaluated on other images, or has other classes.
     """
-    other = of_run(folder, known)
+    other = of_run(folder, fields)
     other.data.eval_split = config.data.eval_split
     other.evaluation.batch_size = config.evaluation.batch_size
     if other.data.name == config.data.name:
@@ -58,7 +59,7 @@ def detect_of_other(
     builder = open_data(other)
     dataset = read_split(builder, "train")
     train_set, images = splits.train_and_eval(other.data, builder, dataset)
-    check_run(other, dataset, train_set, folder)
+    check_run(other, fields, dataset, train_set, folder)
     if dataset.class_names != eval_set.class_names:
         raise InputError(f"--against: the run in {folder} has other classes")
     different = np.setxor1d(images.ids, eval_set.ids)

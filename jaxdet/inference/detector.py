@@ -59,9 +59,10 @@ class Detector:
     def __init__(self, config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
         self.config, self.mesh = config, mesh
         self.looks = looks(config.inference.tta, config.data.image_size)
-        _, self.abstract_weights = models.abstract(
+        graphdef, self.abstract_weights = models.abstract(
             config.model, config.loss, num_classes, config.data.image_size
         )
+        self.describe = nnx.merge(graphdef, *self.abstract_weights.values()).describe
         self.detect = jit(
             detector_function(config, num_classes),
             config.train.deterministic,

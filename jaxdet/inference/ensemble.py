@@ -51,19 +51,17 @@ def fuse_tables(
     )
 
 
-def run_of(file: Path) -> Run | None:
-    """The run that a submission lies beside, whose classes have names; None if there is none."""
-    return read_config(file.parent)[1] if (file.parent / "config.json").exists() else None
-
-
-def names_of_classes(files: Sequence[Path], runs: Sequence[Run | None]) -> dict[int, str]:
-    """What the runs that files are of call each class, by its number in the files.
+def runs_beside(files: Sequence[Path]) -> tuple[list[Run | None], dict[int, str]]:
+    """The run that each submission lies beside, and what they call each class, by its number.
 
     Raises:
         InputError: if one number has another name in another run.
     """
-    names, of = {}, {}
-    for file, run in zip(files, runs, strict=True):
+    runs, names, of = [], {}, {}
+    for file in files:
+        beside = (file.parent / "config.json").exists()
+        run = read_config(file.parent)[1] if beside else None
+        runs.append(run)
         called = zip(run.class_ids, [*run.class_names, "No finding"], strict=True) if run else ()
         for number, name in called:
             if names.setdefault(number, name) != name:
@@ -72,31 +70,29 @@ def names_of_classes(files: Sequence[Path], runs: Sequence[Run | None]) -> dict[
                     f"{number} is {name!r} and {names[number]!r}"
                 )
             of.setdefault(number, file)
-    return names
+    return runs, names
 
 
 def known_labels(
-    runs: Sequence[Run | None], tables: Sequence[BoxTable], class_ids: Sequence[int]
+    files: Sequence[Path],
+    runs: Sequence[Run | None],
+    names: Mapping[int, str],
+    tables: Sequence[BoxTable],
+    class_ids: Sequence[int],
 ) -> list[set[int]]:
     """The labels that each table could have: those of its run's classes, else those that it has.
 
+    Prints a line for each class that some know, but not all, to standard error.
+
     Args:
+        files, runs, names: see `runs_beside`.
         class_ids: of each label.
     """
-    return [
+    known = [
         set(np.unique(table.labels).tolist())
         | ({i for i, number in enumerate(class_ids) if number in run.class_ids} if run else set())
         for run, table in zip(runs, tables, strict=True)
     ]
-
-
-def say_who_knows(
-    files: Sequence[Path],
-    known: Sequence[Collection[int]],
-    class_ids: Sequence[int],
-    names: Mapping[int, str],
-) -> None:
-    """Print a line for each class that some files know, but not all, to standard error."""
     for label, number in enumerate(class_ids):
         knowing = [str(file) for file, labels in zip(files, known, strict=True) if label in labels]
         if 0 < len(knowing) < len(files):
@@ -106,3 +102,4 @@ def say_who_knows(
                 f"which count for it: {', '.join(knowing)}",
                 file=sys.stderr,
             )
+    return known

@@ -33,8 +33,8 @@ def model_card(
     number = sum(x.size for x in jax.tree.leaves(loaded.weights["params"]))
     images = f"{counts[0]} to train on, {counts[1]} to evaluate on" if counts else "not counted"
     facts = {
-        "Network": f"RetinaNet, {backbone.name} {backbone.depth} of width {backbone.width}, "
-        f"levels {', '.join(f'P{x}' for x in config.model.levels)}, {number:,} parameters",
+        "Network": f"{loaded.detector.describe()}; backbone {backbone.name} {backbone.depth} of "
+        f"width {backbone.width}; {number:,} parameters",
         "Input": f"uint8 (batch, {size}, {size}): 8 bits of gray, air black, the whole film "
         "squashed to a square (Pillow's bilinear resize)",
         "Output": "boxes (x1, y1, x2, y2) in pixels of the input, labels, scores, mask (False: "
@@ -57,7 +57,7 @@ def model_card(
         "Optimiser": f"{train.optimizer}, learning rate {train.learning_rate:g}, weight decay "
         f"{train.weight_decay:g}, seed {config.seed}",
         "Started from": config.model.init_from or "random numbers",
-        "Losses": f"{config.loss.class_loss} and {config.loss.box}, anchors matched by "
+        "Losses": f"{config.loss.class_loss} and {config.loss.box}, boxes matched by "
         f"{config.loss.matching}",
         "Augmentation": ", ".join(f"{name} {value:g}" for name, value in config.augment.items()),
     }

@@ -1,58 +1,74 @@
-"""The detector that a config describes, and what there is to choose from."""
+"""The detector that a config describes, and what there is to choose from.
+
+A detector is a module with
+- `__call__(images, train) -> outputs`, of normalised images (`images.normalize`);
+- `losses(outputs, targets) -> {name: number}`: "loss" is made small; all are logged by their names,
+  and those that are whole numbers are counts of what went wrong, shown where they are not 0;
+- `detections(outputs, **config.inference) -> Detections`, in pixels of the input;
+- `describe() -> str`, what it is, for people.
+
+Its arguments are fields of `config.model`, by name, and what `create` has made of `config.loss`.
+What it wants to know of the training boxes beforehand is filled in where the config has None:
+`planned` names those fields, with values that do until then, and `plan(model, boxes, labels,
+image_size)` gives them. Where places of its output answer for boxes, `priors()` and
+`match(targets)` tell which, and `reach(boxes)` how well they could: `inspect` shows it.
+
+A backbone is a module with `out_channels`, the channels of C2 to C5, that makes those four of
+images: `backbone(images, train) -> [C2, C3, C4, C5]`, C at level l 1/2**l of the image, rounded up.
+What comes first in it is called `stem`, the rest `stages/0` to `stages/3` (for the learning rate,
+and what is frozen); `names` has what files of others call its arrays, and may be empty. Its
+arguments are fields of `config.model.backbone`, by name.
+"""
+
+from typing import Any
 
 from flax import nnx
 
+from jaxdet.doors import choose, fields_of
 from jaxdet.models.convnext import ConvNeXt
 from jaxdet.models.resnet import ResNet
 from jaxdet.models.retinanet import RetinaNet
+from jaxdet.ops.box_coder import BOX_CODERS
 from jaxdet.ops.losses import BOX_LOSSES, CLASS_LOSSES
+from jaxdet.ops.matching import MATCHERS
 
+DETECTORS = {"retinanet": RetinaNet}
 BACKBONES = {"resnet": ResNet, "convnext": ConvNeXt}
-
-# The values that a field of the config may have.
-CHOICES = {
-    "model.backbone.name": tuple(BACKBONES),
-    "model.backbone.norm": tuple({norm: 0 for b in BACKBONES.values() for norm in b.norms}),
-    "model.p6_from": ("p5", "c5"),
-    "model.head_norm": ("none", "group"),
-    "model.dtype": ("float32", "bfloat16"),
-    "loss.class_loss": tuple(CLASS_LOSSES),
-    "loss.box": tuple(BOX_LOSSES),
-    "loss.matching": ("atss", "iou"),
-}
-# Fields of `config.model` that say how a network comes about, not what it is.
-NOT_OF_THE_NETWORK = ("backbone", "init_from", "num_scales", "num_ratios")
 
 
 def create(
-    model_config, loss_config, num_classes: int, image_size: int, rngs: nnx.Rngs
-) -> RetinaNet:
+    model: Any,
+    loss: Any,
+    num_classes: int,
+    image_size: int,
+    rngs: nnx.Rngs,
+) -> nnx.Module:
     """The detector of `config.model` and `config.loss`, for square images of `image_size` pixels.
 
     Raises:
-        ValueError: for a field that it cannot follow: names the field, its value, and the choices.
+        ConfigError: for a field that it cannot follow.
     """
-    sections = {"model": model_config, "loss": loss_config}
-    for field, choices in CHOICES.items():
-        value = sections
-        for name in field.split("."):
-            value = value[name]
-        if value not in choices:
-            raise ValueError(f"{field}: {value!r} is not one of {', '.join(choices)}")
+    detector, backbone = DETECTORS[model["name"]], BACKBONES[model["backbone"]["name"]]
+    common = {"dtype": model["dtype"], "rngs": rngs}
+    parts = {
+        **model,
+        **loss,
+        "backbone": backbone(**fields_of(backbone, model["backbone"]), **common),
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "matcher": choose(MATCHERS, loss["matching"], loss),
+        "box_coder": BOX_CODERS[loss["box_coder"]],
+        "class_loss": choose(CLASS_LOSSES, loss["class_loss"], loss),
+        "box_loss": choose(BOX_LOSSES, loss["box"], loss),
+        **common,
+    }
+    return detector(**fields_of(detector, parts))
 
-    of_backbone = dict(model_config["backbone"])
-    frozen_stages = of_backbone["frozen_stages"]
-    if not 0 <= frozen_stages <= 5:
-        raise ValueError(f"model.backbone.frozen_stages: {frozen_stages} is not in 0..5")
-    backbone = BACKBONES[of_backbone.pop("name")]
-    return RetinaNet(
-        backbone(**of_backbone, dtype=model_config["dtype"], rngs=rngs),
-        **{k: v for k, v in model_config.items() if k not in NOT_OF_THE_NETWORK},
-        num_classes=num_classes,
-        image_size=image_size,
-        loss=dict(loss_config),
-        rngs=rngs,
-    )
+
+def as_if_planned(model: Any) -> dict[str, Any]:
+    """`config.model` with some value for each field that `plan` has still to choose."""
+    planned = DETECTORS[model["name"]].planned
+    return {name: planned.get(name) if x is None else x for name, x in model.items()}
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -61,19 +77,17 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
 
 
 def abstract(
-    model_config, loss_config, num_classes: int, image_size: int
+    model: Any, loss: Any, num_classes: int, image_size: int
 ) -> tuple[nnx.GraphDef, dict[str, nnx.State]]:
     """The structure, and shapes and types of {"params", "batch_stats"}: no parameter is made."""
     graphdef, params, batch_stats = split(
-        nnx.eval_shape(
-            lambda: create(model_config, loss_config, num_classes, image_size, nnx.Rngs(0))
-        )
+        nnx.eval_shape(lambda: create(model, loss, num_classes, image_size, nnx.Rngs(0)))
     )
     return graphdef, {"params": params, "batch_stats": batch_stats}
 
 
 def frozen_parameters(frozen_stages: int) -> tuple[str, ...]:
-    """How the names of the parameters begin that do not learn, such as "backbone/stages/0/".
+    """Path prefixes of frozen parameters, such as "backbone/stages/0/".
 
     They have no gradient, but weight decay would still move them.
     """

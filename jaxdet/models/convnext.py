@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdet import ConfigError
 from jaxdet.models.layers import OnesConv, names_of_layer, run_block
 
 # By the number of blocks: Tiny; and Small, which is Base at width 128.
@@ -112,7 +113,7 @@ def names_in_files() -> dict[str, tuple[str, ...]]:
 
 
 class ConvNeXt(nnx.Module):
-    """A backbone (see `RetinaNet` for what that is), without the paper's stochastic depth.
+    """A backbone (see `jaxdet.models`), without the paper's stochastic depth.
 
     Its patches begin where the anchors' locations are: location k of level l looks around
     (k + 1/2) * 2**l, half a stride beyond them, which the box head learns.
@@ -120,7 +121,6 @@ class ConvNeXt(nnx.Module):
     Args:
         depth: the number of blocks: 18 (Tiny) or 36 (Small).
         width: channels of the first stage (96 in the paper); later stages double it.
-        norm: "layer".
         frozen_stages: how much does not learn: 0 nothing, 1 the stem, 2 the first stage too, up
             to 5.
         remat: keep no activations inside a block for its gradient: less memory, more time.
@@ -128,10 +128,9 @@ class ConvNeXt(nnx.Module):
         dtype: of the computation; parameters are float32.
 
     Raises:
-        ValueError: for a value it cannot follow.
+        ConfigError: for a value it cannot follow.
     """
 
-    norms = ("layer",)
     names = names_in_files()
 
     def __init__(
@@ -139,7 +138,6 @@ class ConvNeXt(nnx.Module):
         *,
         depth: int,
         width: int,
-        norm: str,
         frozen_stages: int,
         remat: bool = False,
         in_channels: int = 1,
@@ -148,9 +146,7 @@ class ConvNeXt(nnx.Module):
     ):
         if depth not in BLOCKS:
             known = ", ".join(map(str, BLOCKS))
-            raise ValueError(f"model.backbone.depth: {depth} is not one of {known} for convnext")
-        if norm not in self.norms:
-            raise ValueError(f"model.backbone.norm: {norm!r} is not 'layer', as convnext has it")
+            raise ConfigError("model.backbone.depth", f"{depth} is not one of {known} for convnext")
         self.frozen_stages = frozen_stages
         self.out_channels = tuple(width * 2**stage for stage in range(4))
         self.stem = Stem(in_channels, width, dtype=dtype, rngs=rngs)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxdet import ConfigError
 from jaxdet.models.layers import conv, relu
 
 # Uniform with bound sqrt(3 / fan_in), as torchvision's FPN has it (kaiming_uniform_ with a = 1).
@@ -26,7 +27,7 @@ class FPN(nnx.Module):
     "p5") or of C5 ("c5"), and 7 another of 6 after a ReLU (RetinaNet's P6 and P7).
 
     Raises:
-        ValueError: unless levels are consecutive, start at 2 to 5 and end at 5 to 7.
+        ConfigError: unless levels are consecutive, start at 2 to 5 and end at 5 to 7.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class FPN(nnx.Module):
     ):
         first, last = min(levels), max(levels)
         if levels != tuple(range(first, last + 1)) or not 2 <= first <= 5 <= last <= 7:
-            raise ValueError(f"model.levels: {levels} must be consecutive, from 2..5 to 5..7")
+            raise ConfigError("model.levels", f"{levels} must be consecutive, from 2..5 to 5..7")
 
         def layer(channels_in, kernel, stride=1):
             return conv(

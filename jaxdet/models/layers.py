@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdet import ConfigError
 from jaxdet.kernels import cpu, winograd
 
 EPSILON = 1e-5  # of every normalisation that learns: torch's
@@ -214,7 +215,7 @@ class Norm(nnx.Module):
     GroupNorm has 32 groups where they divide the channels, else 8.
 
     Raises:
-        ValueError: for another kind, or channels that 8 does not divide.
+        ConfigError: for channels that 8 does not divide.
     """
 
     def __init__(self, kind: str, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -225,9 +226,9 @@ class Norm(nnx.Module):
         elif kind == "group":
             groups = 32 if channels % 32 == 0 else 8
             if channels % groups:
-                raise ValueError(
-                    "model.backbone.width or model.head_channels: GroupNorm needs channels in "
-                    f"eights, not {channels}"
+                raise ConfigError(
+                    "model.backbone.width or model.head_channels",
+                    f"GroupNorm needs channels in eights, not {channels}",
                 )
             self.layer = nnx.GroupNorm(
                 channels, num_groups=groups, epsilon=EPSILON, dtype=dtype, rngs=rngs

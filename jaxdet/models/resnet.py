@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxdet import ConfigError
 from jaxdet.kernels import cpu
 from jaxdet.models.layers import Norm, OnesConv, conv, conv_norm, names_of_layer, relu, run_block
 
@@ -132,7 +133,7 @@ def names_in_files() -> dict[str, tuple[str, ...]]:
 
 
 class ResNet(nnx.Module):
-    """A backbone (see `RetinaNet` for what that is): an image in, its four stages' outputs out.
+    """A backbone (see `jaxdet.models`): an image in, its four stages' outputs out.
 
     Args:
         depth: 10, 18, 34, 50 or 101.
@@ -145,7 +146,7 @@ class ResNet(nnx.Module):
         dtype: of the computation; parameters are float32.
 
     Raises:
-        ValueError: for a value it cannot follow.
+        ConfigError: for a value it cannot follow.
     """
 
     norms = ("batch", "frozen_batch", "group")
@@ -165,10 +166,10 @@ class ResNet(nnx.Module):
     ):
         if depth not in BLOCKS:
             known = ", ".join(map(str, BLOCKS))
-            raise ValueError(f"model.backbone.depth: {depth} is not one of {known}")
+            raise ConfigError("model.backbone.depth", f"{depth} is not one of {known}")
         if norm not in self.norms:
             known = ", ".join(self.norms)
-            raise ValueError(f"model.backbone.norm: {norm!r} is not one of {known}")
+            raise ConfigError("model.backbone.norm", f"{norm!r} is not one of {known}")
         block = BasicBlock if depth < 50 else Bottleneck
         options = {"norm": norm, "dtype": dtype, "rngs": rngs}
         self.frozen_stages, self.remat = frozen_stages, remat

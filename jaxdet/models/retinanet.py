@@ -1,25 +1,26 @@
 """RetinaNet (Lin et al. 2017, "Focal Loss for Dense Object Detection")."""
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxdet.models.fpn import FPN
 from jaxdet.models.layers import Norm, conv, relu
-from jaxdet.ops import box_coder
-from jaxdet.ops import boxes as box_ops
-from jaxdet.ops.anchors import pyramid_anchors
-from jaxdet.ops.losses import image_loss, retinanet_loss
-from jaxdet.ops.matching import count_unmatched, match_anchors, match_anchors_atss
-from jaxdet.ops.nms import Detections, nms_mask
+from jaxdet.ops import anchors
+from jaxdet.ops.box_coder import BoxCoder
+from jaxdet.ops.boxes import Targets
+from jaxdet.ops.losses import anchor_losses, image_loss
+from jaxdet.ops.matching import Priors, count_unmatched
+from jaxdet.ops.nms import Detections, select_detections
 
 # The probability that an untrained anchor gives to each class (paper, section 4.1). It belongs on
 # the class head alone.
@@ -64,72 +65,26 @@ class Head(nnx.Module):
         return self.final(x).reshape(x.shape[0], -1)
 
 
-def top_k(
-    x: Float[Array, "n"], k: int, group: int = 16
-) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
-    """`jax.lax.top_k`, of equal values the first ones too, without sorting them all.
-
-    The k largest values are in the k groups that have the largest maxima.
-    """
-    if len(x) <= 2 * group * k:
-        return tuple(jax.lax.top_k(x, k))
-    groups = jnp.pad(x, (0, -len(x) % group), constant_values=-jnp.inf).reshape(-1, group)
-    _, likely = top_k(groups.max(axis=1), k, group)
-    likely = jnp.sort(likely)  # in order again, for equal values
-    best, index = jax.lax.top_k(groups[likely].reshape(-1), k)
-    return best, likely[index // group] * group + index % group
-
-
-def select_detections(
-    class_logits: Float[Array, "anchors classes"],
-    box_offsets: Float[Array, "anchors 4"],
-    image_logits: Float[Array, "labels"] | None,
-    pyramid: list[Float[np.ndarray, "_ 4"]],
-    image_size: tuple[int, int],
-    *,
-    score_threshold: float,
-    pre_nms_top_k: int,
-    nms_iou: float,
-    max_detections: int,
+def detections_of_image(
+    outputs: Outputs, priors: Priors, box_coder: BoxCoder, **inference
 ) -> Detections:
-    """Detections of one image, by the rule of torchvision's RetinaNet.
+    """The detections of one image; see `nms.select_detections` for the rule and its numbers.
 
-    Each level gives its `pre_nms_top_k` best pairs of anchor and class above `score_threshold`;
-    those are decoded, cut to the image and thinned by class-wise NMS at `nms_iou`; the best
-    `max_detections` stay. `pyramid` holds the anchors of each level in the order of the logits;
-    `image_size` is (height, width).
-
-    `normal` is the probability of no finding by `image_logits` (see `Outputs`); without those, it
-    is 1 - the best score: an image is as normal as its most suspicious box is not.
+    "No finding" is as probable as `image_logits` say, where there are some.
     """
-    num_classes = class_logits.shape[-1]
-    probabilities = jax.nn.sigmoid(class_logits.astype(jnp.float32))
-    boxes, labels, scores = [], [], []
-    start = 0
-    for anchors in pyramid:
-        end = start + len(anchors)
-        pairs = probabilities[start:end].reshape(-1)
-        best, pair = top_k(pairs, min(pre_nms_top_k, len(pairs)))
-        anchor = pair // num_classes
-        offsets = box_offsets[start:end][anchor].astype(jnp.float32)
-        boxes.append(
-            box_ops.clip(box_coder.decode(offsets, jnp.asarray(anchors)[anchor]), *image_size)
-        )
-        labels.append(pair % num_classes)
-        scores.append(best)
-        start = end
-    boxes, labels, scores = (jnp.concatenate(x) for x in (boxes, labels, scores))
+    starts = np.cumsum([len(level) for level in priors.pyramid])[:-1]
+    scores = jax.nn.sigmoid(outputs.class_logits.astype(jnp.float32))
+    offsets = jnp.split(outputs.box_offsets, starts)
 
-    scores = jnp.where(scores > score_threshold, scores, 0)
-    order = jnp.argsort(-scores, stable=True)
-    boxes, labels, scores = boxes[order], labels[order], scores[order]
-    keep = nms_mask(boxes, labels, nms_iou) & (scores > 0)
-    kept_first = jnp.argsort(~keep, stable=True)[:max_detections]
-    if image_logits is None:
-        normal = 1 - scores[0]
-    else:
-        normal = 1 - jax.nn.sigmoid(image_logits[-1].astype(jnp.float32))
-    return Detections(*(x[kept_first] for x in (boxes, labels, scores, keep)), normal)
+    def decode(level, chosen):
+        some = offsets[level][chosen].astype(jnp.float32)
+        return box_coder.decode(some, jnp.asarray(priors.pyramid[level])[chosen])
+
+    normal = None
+    if outputs.image_logits is not None:
+        normal = 1 - jax.nn.sigmoid(outputs.image_logits[-1].astype(jnp.float32))
+    levels = jnp.split(scores, starts)
+    return select_detections(levels, decode, priors.image_size, normal, **inference)
 
 
 class RetinaNet(nnx.Module):
@@ -137,10 +92,7 @@ class RetinaNet(nnx.Module):
     belongs to them: the anchors, the losses, and the choice of detections.
 
     Args:
-        backbone: a module with `out_channels`, the channels of C2 to C5, that makes of normalised
-            images those four: `backbone(images, train) -> [C2, C3, C4, C5]`, C at level l 1/2**l of
-            the image, rounded up. What comes first in it is called `stem`, the rest `stages/0` to
-            `stages/3` (for the learning rate, and what is frozen); `names` is for `init_from`.
+        backbone: see `jaxdet.models`.
         num_classes: number of findings; there is no background class.
         image_size: of the square images, in pixels.
         levels: pyramid levels, such as (3, 4, 5, 6, 7).
@@ -151,11 +103,17 @@ class RetinaNet(nnx.Module):
         head_norm: "group" for normalised towers (torchvision's v2), or "none".
         image_head: also say which findings are somewhere in the image, from the mean of C5.
         dtype: of the computation; parameters are float32, and so are losses and detections.
-        loss: the fields of `config.loss`, see `configs/retina.py`.
+        matcher: says which anchor answers for which box, as those of `matching.MATCHERS`.
+        box_coder: what the box head says of a box, see `box_coder`.
+        class_loss, box_loss: as those of `losses.CLASS_LOSSES` and `losses.BOX_LOSSES`.
+        box_weight, image_weight: of the box loss and the image head's, beside the class loss.
 
     Raises:
-        ValueError: for a value that it cannot follow.
+        ConfigError: for a value that it cannot follow.
     """
+
+    # What `plan` chooses where it is None, with values that do until then.
+    planned: ClassVar = {"levels": (3, 4, 5), "anchor_scales": (1.0,), "aspect_ratios": (1.0,)}
 
     def __init__(
         self,
@@ -172,8 +130,13 @@ class RetinaNet(nnx.Module):
         head_depth: int,
         head_norm: str,
         image_head: bool,
+        matcher: Callable,
+        box_coder: BoxCoder,
+        class_loss: Callable,
+        box_loss: Callable,
+        box_weight: float,
+        image_weight: float,
         dtype: DTypeLike,
-        loss: Mapping[str, Any],
         rngs: nnx.Rngs,
     ):
         self.backbone = backbone
@@ -196,7 +159,9 @@ class RetinaNet(nnx.Module):
         )
         self.levels, self.image_size = tuple(levels), (image_size, image_size)
         self.anchor_scales, self.aspect_ratios = tuple(anchor_scales), tuple(aspect_ratios)
-        self.loss = tuple(loss.items())  # hashable, as a module's structure must be
+        self.matcher, self.box_coder = matcher, box_coder
+        self.class_loss, self.box_loss = class_loss, box_loss
+        self.box_weight, self.image_weight = box_weight, image_weight
 
     def __call__(
         self, images: Float[Array, "batch height width channels"], train: bool = False
@@ -219,80 +184,80 @@ class RetinaNet(nnx.Module):
             self.image_head(features[-1].mean(axis=(1, 2))) if self.image_head else None,
         )
 
-    def anchors(self) -> list[Float[np.ndarray, "_ 4"]]:
-        """Those of each level, in pixels, in the order of the outputs."""
-        return pyramid_anchors(self.image_size, self.levels, self.anchor_scales, self.aspect_ratios)
+    @classmethod
+    def plan(
+        cls,
+        model: Any,
+        boxes: Float[np.ndarray, "n 4"],
+        labels: Int[np.ndarray, "n"],
+        image_size: int,
+    ) -> dict[str, Any]:
+        """Levels, scales and ratios of the anchors, where `model` has None, see `anchors.plan`.
 
-    def match(
-        self, boxes: Float[Array, "boxes 4"], mask: Bool[Array, "boxes"]
-    ) -> Int[Array, "anchors"]:
+        Args:
+            model: `config.model`.
+            boxes: to train on, in pixels of the input; at least one.
+        """
+        given = {"levels": model["levels"], "scales": model["anchor_scales"],
+                 "aspect_ratios": model["aspect_ratios"]}  # fmt: skip
+        numbers = model["num_scales"], model["num_ratios"]
+        plan = anchors.plan(boxes, labels, image_size, *numbers, **given)
+        return dict(zip(cls.planned, plan, strict=True))
+
+    def describe(self) -> str:
+        """What it is, for people."""
+        levels = ", ".join(f"P{level}" for level in self.levels)
+        return (
+            f"RetinaNet, levels {levels}, anchors of {self.anchor_scales} strides, height / width "
+            f"{self.aspect_ratios}"
+        )
+
+    def priors(self) -> Priors:
+        """The anchors of each level, in pixels, in the order of the outputs."""
+        sizes = self.anchor_scales, self.aspect_ratios
+        pyramid = anchors.pyramid_anchors(self.image_size, self.levels, *sizes)
+        return Priors(pyramid, self.levels, self.image_size)
+
+    def reach(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n"]:
+        """IoU of each box with the anchor that overlaps it most."""
+        sizes = self.levels, self.anchor_scales, self.aspect_ratios
+        return anchors.best_iou(boxes, self.image_size, *sizes)
+
+    def match(self, targets: Targets) -> Int[Array, "anchors"]:
         """The box of an image that each anchor answers for, or a value below 0, see `matching`."""
-        loss, pyramid = dict(self.loss), self.anchors()
-        if loss["matching"] == "iou":
-            limits = loss["foreground_iou"], loss["background_iou"]
-            return match_anchors(jnp.asarray(np.concatenate(pyramid)), boxes, mask, *limits)
-        count = loss["atss_candidates"]
-        return match_anchors_atss(pyramid, self.levels, self.image_size, boxes, mask, count)
+        return self.matcher(self.priors(), targets.boxes, targets.mask)
 
     def losses(
-        self,
-        outputs: Outputs,
-        boxes: Float[Array, "batch boxes 4"],
-        labels: Int[Array, "batch boxes"],
-        scores: Float[Array, "batch boxes"],
-        mask: Bool[Array, "batch boxes"],
+        self, outputs: Outputs, targets: Targets
     ) -> dict[str, Float[Array, ""] | Int[Array, ""]]:
         """Means over the images: "loss", which is to be made small, and what it is the sum of.
 
-        The parts are "class_loss", "box_loss" and, with that head, "image_loss", before the weights
-        of `config.loss`. "boxes_without_anchor" counts the boxes of all images that teach nothing,
-        since no anchor answers for them.
-
-        Args:
-            boxes: of the images, in pixels, padded.
-            scores: class targets of the boxes: 1, or less where not all readers drew one.
-            mask: False for padding.
+        The parts are "class_loss", "box_loss" and, with that head, "image_loss", before their
+        weights. "boxes_without_anchor" counts the boxes of all images that teach nothing, since no
+        anchor answers for them.
         """
-        loss = dict(self.loss)
-        all_anchors = jnp.asarray(np.concatenate(self.anchors()))
+        all_anchors = jnp.asarray(np.concatenate(self.priors().pyramid))
 
-        def of_image(outputs, boxes, labels, scores, mask):
-            matches = self.match(boxes, mask)
-            parts = retinanet_loss(
-                outputs.class_logits, outputs.box_offsets, all_anchors, matches,
-                boxes, labels, scores, class_loss=loss["class_loss"], alpha=loss["alpha"],
-                gamma=loss["gamma"], box_loss=loss["box"],
+        def of_image(outputs, targets):
+            matches = self.match(targets)
+            parts = anchor_losses(
+                outputs.class_logits, outputs.box_offsets, all_anchors, matches, targets,
+                class_loss=self.class_loss, box_loss=self.box_loss, box_coder=self.box_coder,
             )._asdict()  # fmt: skip
             if outputs.image_logits is not None:
-                parts["image_loss"] = image_loss(outputs.image_logits, labels, scores, mask)
-            return parts, count_unmatched(matches, mask)
+                parts["image_loss"] = image_loss(outputs.image_logits, targets)
+            return parts, count_unmatched(matches, targets.mask)
 
-        parts, unmatched = jax.vmap(of_image)(outputs, boxes, labels, scores, mask)
+        parts, unmatched = jax.vmap(of_image)(outputs, targets)
         parts = {name: value.mean() for name, value in parts.items()}
-        total = parts["class_loss"] + loss["box_weight"] * parts["box_loss"]
-        total += loss["image_weight"] * parts.get("image_loss", 0.0)
+        total = parts["class_loss"] + self.box_weight * parts["box_loss"]
+        total += self.image_weight * parts.get("image_loss", 0.0)
         return {"loss": total, **parts, "boxes_without_anchor": unmatched.sum()}
 
-    def detections(
-        self,
-        outputs: Outputs,
-        *,
-        score_threshold: float,
-        pre_nms_top_k: int,
-        nms_iou: float,
-        max_detections: int,
-    ) -> Detections:
-        """The detections of each image, see `select_detections` for the rule and its numbers."""
-
-        def of_image(outputs):
-            return select_detections(
-                *outputs,
-                self.anchors(),
-                self.image_size,
-                score_threshold=score_threshold,
-                pre_nms_top_k=pre_nms_top_k,
-                nms_iou=nms_iou,
-                max_detections=max_detections,
-            )
-
-        return jax.vmap(of_image)(outputs)
+    def detections(self, outputs: Outputs, **inference) -> Detections:
+        """The detections of each image, see `detections_of_image`."""
+        priors = self.priors()
+        select = functools.partial(
+            detections_of_image, priors=priors, box_coder=self.box_coder, **inference
+        )
+        return jax.vmap(select)(outputs)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxdet import InputError
 from jaxdet.ops.boxes import iou
 
 
@@ -119,14 +118,9 @@ def plan(
 
     Args:
         boxes: in pixels of a square image of `image_size`; at least one.
-        num_scales, num_ratios: how many to choose, 1 to 6; anchors per location are their product.
-
-    Raises:
-        InputError: for more, which would take long to choose and longer to train.
+        num_scales, num_ratios: how many to choose, 1 to 6, as more take long; a location has their
+            product of anchors.
     """
-    for name, number in (("num_scales", num_scales), ("num_ratios", num_ratios)):
-        if not 1 <= number <= 6:
-            raise InputError(f"config.model.{name}: {number} is not in 1..6")
     present, counts = np.unique(labels, return_counts=True)
     rows = [np.flatnonzero(labels == label) for label in present]
     rows = [r[np.linspace(0, len(r) - 1, min(len(r), BOXES_A_CLASS)).astype(int)] for r in rows]

@@ -1,6 +1,8 @@
-"""The offsets of boxes from anchors that a detector learns."""
+"""What a box head says of a box: its offsets from an anchor, and the way back."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,3 +35,14 @@ def decode(offsets: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"]) -> Floa
     centre = anchor_centre + offsets[..., :2] * anchor_size
     half = 0.5 * jnp.exp(jnp.minimum(offsets[..., 2:], MAX_LOG_SCALE)) * anchor_size
     return jnp.concatenate([centre - half, centre + half], axis=-1)
+
+
+class BoxCoder(NamedTuple):
+    """Two functions, of boxes and anchors to offsets, and of offsets and anchors to boxes."""
+
+    encode: Callable
+    decode: Callable
+
+
+# What `loss.box_coder` may say.
+BOX_CODERS = {"deltas": BoxCoder(encode, decode)}

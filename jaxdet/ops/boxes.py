@@ -1,11 +1,11 @@
 """Boxes as (x1, y1, x2, y2) in pixels: their overlap, and a table of many."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 NO_FINDING = "No finding"  # the class after the last
 # It is scored as a box, the same one in every image.
@@ -19,6 +19,20 @@ class BoxTable(NamedTuple):
     labels: Int[np.ndarray, "n"]
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, "n"]
+
+
+class Targets(NamedTuple):
+    """What is to be learned of images: their boxes, padded to as many as one has at most."""
+
+    boxes: Float[Array | np.ndarray, "*images boxes 4"]  # in pixels of the model input
+    labels: Int[Array | np.ndarray, "*images boxes"]
+    soft_targets: Float[Array | np.ndarray, "*images boxes"]  # 1; less where readers disagree
+    mask: Bool[Array | np.ndarray, "*images boxes"]  # False for padding
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Any]) -> "Targets":
+        """Those of a batch, which has them by name."""
+        return cls(*(batch[name] for name in cls._fields))
 
 
 def concatenate(tables: Sequence[BoxTable], num_images: Sequence[int]) -> BoxTable:

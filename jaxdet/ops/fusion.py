@@ -45,6 +45,14 @@ def parse(method: str) -> Method:
     )
 
 
+def parse_detections(method: str) -> Method:
+    """As `parse`, of the methods that take scored boxes: "wbf@IOU" and "nms@IOU"."""
+    parsed = parse(method)
+    if parsed.name not in ("wbf", "nms"):
+        raise InputError(f"{method!r} is not wbf@IOU or nms@IOU")
+    return parsed
+
+
 def fuse(
     method: str,
     image: Int[np.ndarray, "n"],

@@ -1,15 +1,17 @@
-"""Losses of RetinaNet, for one image each."""
+"""Losses of a detector, for one image each."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from jaxdet.ops import box_coder
 from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.box_coder import BOX_CODERS, BoxCoder
+from jaxdet.ops.boxes import Targets
 from jaxdet.ops.matching import IGNORED
 
 
@@ -57,46 +59,73 @@ def varifocal(
     return weight * optax.sigmoid_binary_cross_entropy(logits, targets)
 
 
-def l1(
-    offsets: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"], boxes: Float[Array, "*n 4"]
+def focal_loss(
+    logits: Float[Array, "*n"],
+    targets: Float[Array, "*n"],
+    iou: Float[Array, "*#n"],
+    alpha: float = 0.25,
+    gamma: float = 2.0,
 ) -> Float[Array, "*n"]:
-    """Sum of the absolute errors of the four offsets (see `box_coder.encode`)."""
-    return jnp.abs(offsets - box_coder.encode(boxes, anchors)).sum(axis=-1)
+    """`sigmoid_focal`, whatever the overlap."""
+    return sigmoid_focal(logits, targets, alpha, gamma)
+
+
+def varifocal_loss(
+    logits: Float[Array, "*n"],
+    targets: Float[Array, "*n"],
+    iou: Float[Array, "*#n"],
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+) -> Float[Array, "*n"]:
+    """`varifocal`, the target of what is there being its overlap."""
+    return varifocal(logits, targets * iou, alpha, gamma)
+
+
+def l1(
+    offsets: Float[Array, "*n 4"],
+    anchors: Float[Array, "*n 4"],
+    boxes: Float[Array, "*n 4"],
+    coder: BoxCoder = BOX_CODERS["deltas"],
+) -> Float[Array, "*n"]:
+    """Sum of the absolute errors of the four offsets (see `box_coder`)."""
+    return jnp.abs(offsets - coder.encode(boxes, anchors)).sum(axis=-1)
 
 
 def giou(
-    offsets: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"], boxes: Float[Array, "*n 4"]
+    offsets: Float[Array, "*n 4"],
+    anchors: Float[Array, "*n 4"],
+    boxes: Float[Array, "*n 4"],
+    coder: BoxCoder = BOX_CODERS["deltas"],
 ) -> Float[Array, "*n"]:
     """1 - the generalised IoU of the decoded box with its target (Rezatofighi et al. 2019)."""
-    return 1 - box_ops.giou(box_coder.decode(offsets, anchors), boxes)
+    return 1 - box_ops.giou(coder.decode(offsets, anchors), boxes)
 
 
-# What `loss.class_loss` and `loss.box` may say.
-CLASS_LOSSES = {"focal": sigmoid_focal, "varifocal": varifocal}
+# What `loss.class_loss` may say: functions of logits, their targets, and the overlap of the
+# predicted box with the one that is there; and fields of `loss`.
+CLASS_LOSSES = {"focal": focal_loss, "varifocal": varifocal_loss}
+# What `loss.box` may say: functions of offsets, anchors, boxes and what makes one of the other.
 BOX_LOSSES = {"l1": l1, "giou": giou}
 
 
-class RetinaNetLoss(NamedTuple):
+class AnchorLosses(NamedTuple):
     """Losses of one image."""
 
     class_loss: Float[Array, ""]
     box_loss: Float[Array, ""]
 
 
-def retinanet_loss(
+def anchor_losses(
     class_logits: Float[Array, "anchors classes"],
     box_offsets: Float[Array, "anchors 4"],
     anchors: Float[Array, "anchors 4"],
     matches: Int[Array, "anchors"],
-    boxes: Float[Array, "boxes 4"],
-    labels: Int[Array, "boxes"],
-    scores: Float[Array, "boxes"],
+    targets: Targets,
     *,
-    class_loss: str = "focal",
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-    box_loss: str = "l1",
-) -> RetinaNetLoss:
+    class_loss: Callable = focal_loss,
+    box_loss: Callable = l1,
+    box_coder: BoxCoder = BOX_CODERS["deltas"],
+) -> AnchorLosses:
     """Class loss of all anchors and box loss of the matched ones, each / max(1, matched anchors).
 
     As torchvision's `RetinaNetHead.compute_loss` for one image: an image without boxes still
@@ -104,40 +133,36 @@ def retinanet_loss(
 
     Args:
         matches: the box of each anchor, see `match_anchors`.
-        scores: class targets of the boxes: 1, or less where not all readers drew one.
-        class_loss: of `CLASS_LOSSES`; `alpha` and `gamma` are its numbers.
-        box_loss: of `BOX_LOSSES`.
+        targets: of one image.
+        class_loss: as those of `CLASS_LOSSES`.
+        box_loss: as those of `BOX_LOSSES`.
     """
     class_logits, box_offsets = (x.astype(jnp.float32) for x in (class_logits, box_offsets))
     foreground = matches >= 0
     normaliser = jnp.maximum(1, foreground.sum())
     # Unmatched anchors stand in for their own box, which keeps logarithms finite.
-    matched_boxes = jnp.where(foreground[:, None], boxes[matches], anchors)
+    matched_boxes = jnp.where(foreground[:, None], targets.boxes[matches], anchors)
 
-    matched_labels = jnp.where(foreground, labels[matches], -1)
-    targets = jax.nn.one_hot(matched_labels, class_logits.shape[-1]) * scores[matches][:, None]
-    if class_loss == "varifocal":
-        predicted = jax.lax.stop_gradient(box_coder.decode(box_offsets, anchors))
-        targets *= box_ops.iou(predicted, matched_boxes)[:, None]
-    of_classes = CLASS_LOSSES[class_loss](class_logits, targets, alpha, gamma)
+    matched_labels = jnp.where(foreground, targets.labels[matches], -1)
+    class_targets = jax.nn.one_hot(matched_labels, class_logits.shape[-1])
+    class_targets *= targets.soft_targets[matches][:, None]
+    predicted = jax.lax.stop_gradient(box_coder.decode(box_offsets, anchors))
+    iou = box_ops.iou(predicted, matched_boxes)[:, None]
+    of_classes = class_loss(class_logits, class_targets, iou)
     of_classes = jnp.where((matches != IGNORED)[:, None], of_classes, 0).sum()
 
-    of_boxes = BOX_LOSSES[box_loss](box_offsets, anchors, matched_boxes)
+    of_boxes = box_loss(box_offsets, anchors, matched_boxes, box_coder)
     of_boxes = jnp.where(foreground, of_boxes, 0).sum()
-    return RetinaNetLoss(of_classes / normaliser, of_boxes / normaliser)
+    return AnchorLosses(of_classes / normaliser, of_boxes / normaliser)
 
 
-def image_loss(
-    logits: Float[Array, "labels"],
-    labels: Int[Array, "boxes"],
-    scores: Float[Array, "boxes"],
-    mask: Bool[Array, "boxes"],
-) -> Float[Array, ""]:
+def image_loss(logits: Float[Array, "labels"], targets: Targets) -> Float[Array, ""]:
     """Mean binary cross-entropy of an image's labels: each class in turn, then "any finding".
 
-    A class is in the image as surely as its surest box (see `retinanet_loss` for scores).
+    A class is in the image as surely as its surest box (see `Targets.soft_targets`).
     """
-    present = jax.nn.one_hot(labels, len(logits) - 1) * (scores * mask)[:, None]
+    present = jax.nn.one_hot(targets.labels, len(logits) - 1)
+    present *= (targets.soft_targets * targets.mask)[:, None]
     present = present.max(axis=0, initial=0)
-    targets = jnp.append(present, present.max())
-    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets).mean()
+    wanted = jnp.append(present, present.max())
+    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), wanted).mean()

@@ -1,6 +1,6 @@
 """Which anchor answers for which box."""
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,14 @@ from jaxdet.ops.anchors import grid_sizes
 
 BACKGROUND = -1
 IGNORED = -2
+
+
+class Priors(NamedTuple):
+    """What boxes are matched to: the anchors of every location of a pyramid."""
+
+    pyramid: list[Float[np.ndarray, "_ 4"]]  # of each level, see `anchors.pyramid_anchors`
+    levels: tuple[int, ...]
+    image_size: tuple[int, int]  # (height, width) in pixels
 
 
 def match_anchors(
@@ -83,16 +91,14 @@ def nearest_locations(
 
 
 def match_anchors_atss(
-    pyramid: Sequence[Float[np.ndarray, "_ 4"]],
-    levels: Sequence[int],
-    image_size: tuple[int, int],
+    priors: Priors,
     boxes: Float[Array, "boxes 4"],
     mask: Bool[Array, "boxes"],
-    num_candidates: int = 9,
+    atss_candidates: int = 9,
 ) -> Int[Array, "anchors"]:
     """As `match_anchors`, by adaptive training sample selection (ATSS, Zhang et al. 2020).
 
-    Candidates of a box are the anchors of the `num_candidates` locations per level whose centres
+    Candidates of a box are the anchors of the `atss_candidates` locations per level whose centres
     are nearest to its own. Those are foreground whose IoU reaches the candidates' mean plus
     standard deviation and whose centre is inside the box; an anchor of several boxes takes the one
     it overlaps most. Nothing is ignored; a box that holds no centre has no anchor.
@@ -100,16 +106,16 @@ def match_anchors_atss(
     Only the candidates are looked at, never a table of all boxes and all anchors.
 
     Args:
-        pyramid: as `pyramid_anchors` makes it, for these `levels` and this (height, width).
         mask: False for padding.
     """
+    pyramid, levels, image_size = priors
     anchors = jnp.asarray(np.concatenate(pyramid))
     box_centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     candidates, start = [], 0
     grids = grid_sizes(image_size, levels)
     for of_level, level, (rows, columns) in zip(pyramid, levels, grids, strict=True):
         per_location = len(of_level) // (rows * columns)
-        nearest = nearest_locations(box_centres, rows, columns, 2**level, num_candidates)
+        nearest = nearest_locations(box_centres, rows, columns, 2**level, atss_candidates)
         index = start + nearest[:, :, None] * per_location + jnp.arange(per_location)
         candidates.append(index.reshape(len(boxes), -1))
         start += len(of_level)
@@ -128,3 +134,20 @@ def match_anchors_atss(
     index = jnp.where(claims, jnp.arange(len(boxes))[:, None], nobody)
     best_box = jnp.full(len(anchors), nobody).at[candidates].min(index)
     return jnp.where(best_box == nobody, BACKGROUND, best_box)
+
+
+def match_anchors_iou(
+    priors: Priors,
+    boxes: Float[Array, "boxes 4"],
+    mask: Bool[Array, "boxes"],
+    foreground_iou: float,
+    background_iou: float,
+) -> Int[Array, "anchors"]:
+    """`match_anchors` of a pyramid."""
+    anchors = jnp.asarray(np.concatenate(priors.pyramid))
+    return match_anchors(anchors, boxes, mask, foreground_iou, background_iou)
+
+
+# What `loss.matching` may say: functions of priors, boxes, mask, and fields of `loss`, for one
+# image.
+MATCHERS = {"atss": match_anchors_atss, "iou": match_anchors_iou}

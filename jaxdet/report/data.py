@@ -11,13 +11,12 @@ from PIL import Image
 
 from jaxdet.data.batches import decode_all, make_targets
 from jaxdet.data.dataset import Dataset
-from jaxdet.ops import anchors
 from jaxdet.report import films, plots, survey
 from jaxdet.report.evaluation import versions
 from jaxdet.report.feed import Fed, feed
 from jaxdet.report.page import render
 from jaxdet.runs import workdir
-from jaxdet.training.loop import plan_anchors
+from jaxdet.training.plan import abstract_detector, plan_detector
 
 SUSPECTS = 12  # films of a suspicion
 SAMPLES = 24  # films before and after fusion
@@ -29,9 +28,9 @@ CHECKED_SIZE = 128  # pixels, at which images are looked over
 def inspect(
     config: ConfigDict, dataset: Dataset, train_set: Dataset, eval_set: Dataset, folder: Path
 ) -> None:
-    """Write `data.html` into the workdir; anchors that the config leaves open are planned."""
+    """Write `data.html` into the workdir; what the config leaves to the detector is planned."""
     targets = make_targets(train_set, config.data.fusion, config.data.image_size)
-    config, _ = plan_anchors(config, targets, dataset.class_names)
+    config, _ = plan_detector(config, targets, dataset.class_names)
     page = data_page(config, dataset, train_set, eval_set, config.data.name)
     workdir.write_atomically(folder / "data.html", page)
     print(f"written to {folder / 'data.html'}")
@@ -43,7 +42,7 @@ def data_page(
     """The HTML of `data.html`.
 
     Args:
-        config: with anchors, planned or given.
+        config: as planned, see `plan_detector`.
         dataset: all images, of which the others are parts.
     """
     size = config.data.image_size
@@ -51,12 +50,14 @@ def data_page(
     pixels = decode_all(dataset, CHECKED_SIZE, "look over")
     suspicions = survey.suspicions(dataset, pixels, size)
     fed = feed(config, train_set, targets, COUNTED_FED)
+    model = abstract_detector(config, dataset.num_classes)
     values = {
         "title": title,
         "config": config,
         "sets": [_describe(name, part) for name, part in
                  (("training", train_set), ("evaluation", eval_set))],
-        "classes": _classes(config, dataset, targets),
+        "classes": _classes(model, dataset, targets),
+        "reaches": hasattr(model, "reach"),
         "sizes": _sizes(dataset, targets),
         "maps": _maps(dataset, pixels),
         "agreement": _agreement(dataset),
@@ -67,16 +68,15 @@ def data_page(
         "suspects": _suspects(dataset, suspicions, train_set),
         "samples": _samples(dataset, config.data.fusion),
         "fed": _fed(fed, dataset.class_names, config),
-        "positives": _positives(fed, dataset.class_names, config.model.levels),
+        "positives": _positives(fed, dataset.class_names) if fed.priors else None,
         "about": {
             "dataset": f"{config.data.name}, fingerprint {dataset.fingerprint()}",
-            "anchors": f"levels {tuple(config.model.levels)}, sizes "
-            f"{tuple(config.model.anchor_scales)} strides, height / width "
-            f"{tuple(config.model.aspect_ratios)}",
+            "detector": model.describe(),
             **versions(),
         },
         "sections": [
-            ("fed", "What the model is fed"), ("anchors", "Anchors"), ("classes", "Classes"),
+            ("fed", "What the model is fed"),
+            *([("anchors", "Anchors")] if fed.priors else []), ("classes", "Classes"),
             ("sizes", "Sizes"), ("where", "Where"), ("readers", "Readers"),
             ("suspicious", "Suspicious"), ("samples", "Samples"), ("run", "What was read"),
         ],
@@ -90,12 +90,10 @@ def _describe(name: str, dataset: Dataset) -> dict:
     return {"name": name, "images": len(dataset), "abnormal": abnormal, "boxes": len(rows.image)}
 
 
-def _classes(config, dataset, targets) -> list[dict]:
-    """Of each class: how often it occurs, and how many of its boxes the anchors reach."""
-    model, size = config.model, config.data.image_size
+def _classes(model, dataset, targets) -> list[dict]:
+    """Of each class: how often it occurs, and how many of its boxes the detector can reach."""
     boxes, labels = targets.boxes[targets.mask], targets.labels[targets.mask]
-    layout = (size, size), model.levels, model.anchor_scales, model.aspect_ratios
-    best = anchors.best_iou(boxes, *layout)
+    best = model.reach(boxes) if hasattr(model, "reach") else None
     rows = survey.findings(dataset.annotations, dataset.num_classes)
     side = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
     result = []
@@ -108,7 +106,9 @@ def _classes(config, dataset, targets) -> list[dict]:
                 "drawn": int((rows.labels == label).sum()),
                 "fused": int(mine.sum()),
                 "side": float(np.median(side[mine])) if mine.any() else None,
-                "reached": float((best[mine] >= 0.5).mean()) if mine.any() else None,
+                "reached": None
+                if best is None or not mine.any()
+                else float((best[mine] >= 0.5).mean()),
             }
         )
     return sorted(result, key=lambda row: -row["drawn"])
@@ -238,7 +238,7 @@ def _samples(dataset, fusion) -> dict:
         mine = fused.mask[i]
         height, width = part.sizes[i]
         corners = fused.boxes[i][mine] * [width, height, width, height]
-        votes = fused.scores[i][mine]
+        votes = fused.soft_targets[i][mine]
         texts = [f"{vote:.2f}" if vote < 1 else "" for vote in votes]
         drawn = len(readers[i])
         boxes = films.boxes(fused.labels[i][mine], corners, ["fused"] * len(votes), texts=texts)
@@ -255,19 +255,29 @@ def _samples(dataset, fusion) -> dict:
 
 
 def _fed(fed: Fed, class_names, config) -> dict:
-    """The first images, as the step sees them."""
-    size = config.data.image_size
-    levels = list(config.model.levels)
-    all_anchors = np.concatenate(fed.anchors)
-    level = np.repeat(levels, [len(part) for part in fed.anchors])
-    positives = fed.positives().sum(axis=2)
+    """The first images, as the step sees them, and what answers for their boxes."""
+    size, targets, priors = config.data.image_size, fed.targets, fed.priors
+    if priors:
+        every = np.concatenate(priors.pyramid)
+        level = np.repeat(priors.levels, [len(part) for part in priors.pyramid])
+        positives = fed.positives().sum(axis=2)
     shown = []
     for i in range(min(SHOWN_FED, len(fed.images))):
-        mine = fed.mask[i]
-        texts = [f"{n} anchor{'' if n == 1 else 's'}" for n in positives[i][mine]]
-        matched = np.flatnonzero(fed.match[i] >= 0)
-        of_anchor = fed.labels[i][fed.match[i][matched]]
-        styles = [f"anchor level{level[k]}" for k in matched]
+        mine = targets.mask[i]
+        labels, corners = targets.labels[i][mine], targets.boxes[i][mine]
+        texts, note, layers = None, f"{int(mine.sum())} boxes" if mine.any() else "normal", {}
+        if priors:
+            texts = [f"{n} anchor{'' if n == 1 else 's'}" for n in positives[i][mine]]
+            matched = np.flatnonzero(fed.match[i] >= 0)
+            note += (
+                f", {len(matched)} anchors of {len(every)}"
+                if mine.any()
+                else ": all anchors are background"
+            )
+            of_prior = targets.labels[i][fed.match[i][matched]]
+            styles = [f"anchor level{level[k]}" for k in matched]
+            layers["anchors"] = films.boxes(of_prior, every[matched], styles)
+        layers["boxes"] = films.boxes(labels, corners, ["fused"] * len(labels), texts=texts)
         step, row = divmod(i, config.train.batch_size)
         shown.append(
             {
@@ -275,29 +285,26 @@ def _fed(fed: Fed, class_names, config) -> dict:
                 "width": size,
                 "height": size,
                 "src": films.jpeg(fed.images[i]),
-                "note": f"{int(mine.sum())} boxes, {len(matched)} anchors of {len(all_anchors)}"
-                if mine.any() else "normal: all anchors are background",
-                "boxes": {
-                    "boxes": films.boxes(
-                        fed.labels[i][mine], fed.boxes[i][mine], ["fused"] * len(texts), texts=texts
-                    ),
-                    "anchors": films.boxes(of_anchor, all_anchors[matched], styles),
-                },
+                "note": note,
+                "boxes": layers,
             }
+        )
+    layers = [{"key": "boxes", "name": "Boxes", "on": True, "scored": False}]
+    keys = [("fused", "box")]
+    if priors:
+        layers.insert(
+            0,
+            {"key": "anchors", "name": "Anchors that matched", "on": True, "scored": False,
+             "silent": True},
         )  # fmt: skip
-    layers = [
-        {"key": "anchors", "name": "Anchors that matched", "on": True, "scored": False,
-         "silent": True},
-        {"key": "boxes", "name": "Boxes", "on": True, "scored": False},
-    ]  # fmt: skip
-    keys = [("fused", "box"), *[(f"level{n}", f"anchor of level {n}") for n in levels]]
+        keys += [(f"level{n}", f"anchor of level {n}") for n in priors.levels]
     return _gallery(class_names, shown, layers, keys=keys)
 
 
-def _positives(fed: Fed, class_names, levels) -> dict:
+def _positives(fed: Fed, class_names) -> dict:
     """Anchors that answer for the boxes of each class, on each level."""
-    positives = fed.positives()[fed.mask]
-    labels = fed.labels[fed.mask]
+    positives = fed.positives()[fed.targets.mask]
+    labels = fed.targets.labels[fed.targets.mask]
     total = positives.sum(axis=1)
     rows = []
     for label, name in enumerate(class_names):
@@ -319,7 +326,7 @@ def _positives(fed: Fed, class_names, levels) -> dict:
     )  # fmt: skip
     return {
         "rows": sorted(rows, key=lambda row: row["mean"]),
-        "levels": list(levels),
+        "levels": list(fed.priors.levels),
         "most": most,
         "plot": plot,
         "images": len(fed.images),

@@ -59,10 +59,11 @@ def write(
     Raises:
         InputError: if one cannot be written there.
     """
-    files = len(pictures.files)  # a split has none
-    chosen = choose(table, files, len(class_names), FILMS if most is None else most)
-    if jax.process_index() != 0 or not chosen:
+    files = len(pictures.files)
+    if jax.process_index() != 0 or not files or most == 0:  # a split has no files
         return
+    chosen = choose(table, files, len(class_names), FILMS if most is None else most)
+    print(f"drawing {len(chosen)} of {files} pictures in {folder / 'overlays'}")
     if most is None and len(chosen) < files:
         print(
             f"note: of {files} pictures the {len(chosen)} with the surest findings are drawn; "

@@ -11,6 +11,7 @@ from jaxdet.data.dataset import Dataset, fingerprint_of_ids
 from jaxdet.data.inversion import grey_levels
 from jaxdet.runs import config as configs
 from jaxdet.runs import workdir
+from jaxdet.runs.fields import Fields
 
 
 def new_run(
@@ -30,14 +31,14 @@ def new_run(
 
 
 def check_run(
-    config: ConfigDict, dataset: Dataset, train_set: Dataset, folder: Path
+    config: ConfigDict, fields: Fields, dataset: Dataset, train_set: Dataset, folder: Path
 ) -> tuple[ConfigDict, workdir.Run]:
     """The config as the run in `folder` has it, and what that run is of.
 
     Raises:
         InputError: if the run has another config, or is of other images.
     """
-    config = configs.as_run(config, folder)
+    config = configs.as_run(config, fields, folder)
     _, run = workdir.read_config(folder)
     for what, theirs, ours in (
         ("class names", run.class_names, list(dataset.class_names)),

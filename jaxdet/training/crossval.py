@@ -13,11 +13,13 @@ from jaxdet.evaluation import scores
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.ops.boxes import concatenate
 from jaxdet.runs import lock
+from jaxdet.runs.fields import Fields
 from jaxdet.training.loop import train
 
 
 def train_folds(
     config: ConfigDict,
+    fields: Fields,
     builder: tfds.core.DatasetBuilder,
     dataset: Dataset,
     folder: Path,
@@ -45,7 +47,7 @@ def train_folds(
     for fold, (fold_config, sets) in enumerate(folds):
         print(f"fold {fold} of {config.data.num_folds}")
         with lock.held(folder / f"fold{fold}"):
-            loaded, evaluator = train(fold_config, dataset, *sets, folder / f"fold{fold}")
+            loaded, evaluator = train(fold_config, fields, dataset, *sets, folder / f"fold{fold}")
             write(evaluator, folder / f"fold{fold}", loaded.step)
         tables.append(evaluator.table)
         truths.append(evaluator.truth)

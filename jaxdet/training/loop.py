@@ -7,69 +7,39 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxdet import InputError
-from jaxdet.data.batches import Targets, make_targets, read_ahead, training_batches
+from jaxdet.data.batches import make_targets, read_ahead, training_batches
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.inference.detector import Detector, Loaded
 from jaxdet.models.weights.init_from import init_from
-from jaxdet.ops import anchors
 from jaxdet.runs import checkpoint, parallel, signals, workdir
+from jaxdet.runs.fields import Fields
 from jaxdet.runs.identity import check_run, new_run
 from jaxdet.runs.timers import stage
 from jaxdet.training import replay
+from jaxdet.training.plan import plan_detector
 from jaxdet.training.train_step import TrainState, compile_training
 
 
-def plan_anchors(
-    config: ConfigDict, targets: Targets, class_names: tuple[str, ...]
-) -> tuple[ConfigDict, list[str]]:
-    """The config with anchors planned from the training boxes, and the fields that it had none in.
-
-    Says how many boxes of each class the anchors can reach: by IoU, the others learn from poor
-    matches.
-    """
-    config = config.copy_and_resolve_references()
-    model, size = config.model, config.data.image_size
-    boxes, labels = targets.boxes[targets.mask], targets.labels[targets.mask]
-    if not len(boxes):
-        raise InputError("config.data.split: the training images have no boxes to learn from")
-    names = ("levels", "anchor_scales", "aspect_ratios")
-    planned = [f"model.{name}" for name in names if model[name] is None]
-    model.levels, model.anchor_scales, model.aspect_ratios = anchors.plan(
-        boxes,
-        labels,
-        size,
-        model.num_scales,
-        model.num_ratios,
-        levels=model.levels,
-        scales=model.anchor_scales,
-        aspect_ratios=model.aspect_ratios,
-    )
-    layout = [model[name] for name in names]
-    reached = anchors.best_iou(boxes, (size, size), *layout) >= 0.5
-    print(f"anchors: levels {layout[0]}, scales {layout[1]} strides, height / width {layout[2]}")
-    asked = " (ATSS asks for none)" if config.loss.matching == "atss" else ""
-    print(f"they reach {reached.mean():.1%} of {len(boxes)} training boxes at IoU 0.5{asked}:")
-    for label in np.unique(labels):
-        mine = reached[labels == label]
-        print(f"  {class_names[label]:<20} {mine.mean():6.1%} of {len(mine)}")
-    return config, planned
-
-
 def train(
-    config: ConfigDict, dataset: Dataset, train_set: Dataset, eval_set: Dataset, folder: Path
+    config: ConfigDict,
+    fields: Fields,
+    dataset: Dataset,
+    train_set: Dataset,
+    eval_set: Dataset,
+    folder: Path,
 ) -> tuple[Loaded, Evaluator]:
     """Train from the newest checkpoint in `folder`, or from the start, to `config.train.steps`.
 
     Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard events.
 
     Args:
+        fields: all there are, for what the run there may lack or have otherwise.
         dataset: the whole split, of which `train_set` is a part.
         folder: the workdir.
 
@@ -90,11 +60,11 @@ def train(
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     )
 
-    # The run that goes on here, or a new one with anchors of its own.
+    # The run that goes on here, or a new one with a plan of its own.
     if checkpoint.exists(folder):
-        config, run = check_run(config, dataset, train_set, folder)
+        config, run = check_run(config, fields, dataset, train_set, folder)
     else:
-        config, planned = plan_anchors(config, targets, dataset.class_names)
+        config, planned = plan_detector(config, targets, dataset.class_names)
         run = new_run(config, dataset, train_set, planned)
 
     # Model and optimiser, on every device.
@@ -170,13 +140,16 @@ def train(
                 if step % config.train.log_every == 0 or saves:
                     checkpoint.check(manager)
                     values = {k: v.item() for k, v in jax.device_get(metrics).items()}
+                    counts = [k for k, v in values.items() if isinstance(v, int)]
                     rate = (step - since_step) * batch_size / (time.perf_counter() - since)
                     log(step, {**values, "images_per_second": rate})
-                    unmatched = values["boxes_without_anchor"]
-                    progress.set_postfix_str(
-                        f"loss={values['loss']:.3f}, {rate:.0f} images/s"
-                        + (f", {unmatched} boxes without anchor" if unmatched else "")
-                    )
+                    said = [f"loss={values['loss']:.3f}", f"{rate:.0f} images/s"]
+                    said += [
+                        f"{values[name]} {name.replace('_', ' ')}"
+                        for name in counts
+                        if values[name]
+                    ]
+                    progress.set_postfix_str(", ".join(said))
                     since, since_step = time.perf_counter(), step
                     if values["skipped_in_a_row"] >= config.train.max_skipped_steps:
                         watchdog.rest()

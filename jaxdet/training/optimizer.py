@@ -1,8 +1,12 @@
 """The optimiser that `config.train` describes."""
 
+from collections.abc import Callable
+
 import jax
 import optax
 from ml_collections import ConfigDict
+
+from jaxdet.doors import choose
 
 
 def make_schedule(config: ConfigDict) -> optax.Schedule:
@@ -12,15 +16,36 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
     )
 
 
+def adamw(
+    schedule: optax.Schedule, decays: Callable, weight_decay: float
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2019)."""
+    return optax.adamw(schedule, weight_decay=weight_decay, mask=decays)
+
+
+def sgd(
+    schedule: optax.Schedule, decays: Callable, weight_decay: float, momentum: float
+) -> optax.GradientTransformation:
+    """SGD with momentum; the decay is added to the gradient."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=decays),
+        optax.sgd(schedule, momentum=momentum),
+    )
+
+
+# What `train.optimizer` may say: functions of the learning rate by step, which parameters decay (a
+# function of their tree), and fields of `train`.
+OPTIMIZERS = {"adamw": adamw, "sgd": sgd}
+
+
 def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.GradientTransformation:
-    """SGD with momentum or AdamW, of clipped gradients. Kernels decay; the rest does not.
+    """The optimiser of `config.optimizer`. Kernels decay; the rest does not.
 
     The backbone learns at `backbone_lr_multiplier` times the learning rate.
 
     Args:
         config: `config.train`.
-        frozen: how the names of the parameters begin that do not learn, see
-            `models.frozen_parameters`.
+        frozen: path prefixes of frozen parameters, see `models.frozen_parameters`.
     """
 
     def by_name(function):
@@ -39,14 +64,7 @@ def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.Gradien
 
     decays = by_name(lambda name: name.removesuffix("/value").endswith("kernel"))
 
-    schedule = make_schedule(config)
-    if config.optimizer == "sgd":
-        update = optax.chain(
-            optax.add_decayed_weights(config.weight_decay, mask=decays),
-            optax.sgd(schedule, momentum=config.momentum),
-        )
-    else:
-        update = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
+    update = choose(OPTIMIZERS, config.optimizer, config)(make_schedule(config), decays)
     scales = {"frozen": 0.0, "backbone": config.backbone_lr_multiplier, "rest": 1.0}
     return optax.chain(
         optax.identity(),  # the place of clipping, now in the step: checkpoints number the parts

@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdet import InputError
-from jaxdet.data.batches import Targets, training_batches
+from jaxdet.data.batches import training_batches
 from jaxdet.data.dataset import Dataset
 from jaxdet.models.weights.init_from import read_npz
+from jaxdet.ops.boxes import Targets
 from jaxdet.runs import checkpoint, parallel, workdir
 from jaxdet.training.train_step import TrainState, compile_training
 
@@ -47,7 +48,7 @@ def read(file: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: if it is not such a file.
     """
-    names = {"step", "ids", "images", "boxes", "labels", "scores", "mask"}
+    names = {"step", "ids", "images", *Targets._fields}
     try:
         arrays = read_npz(file)
         batch = {name: arrays[name] for name in names}

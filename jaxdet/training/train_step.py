@@ -14,6 +14,7 @@ from jaxdet import models
 from jaxdet.data.augment import augment
 from jaxdet.data.images import normalize
 from jaxdet.kernels.compilation import jit, jit_to_run_once
+from jaxdet.ops.boxes import Targets
 from jaxdet.runs import parallel
 from jaxdet.training.optimizer import make_optimizer, make_schedule
 
@@ -53,14 +54,12 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        images, boxes, mask = augment(
-            key, batch["images"], batch["boxes"], batch["mask"], **config.augment
-        )
+        batch = augment(key, batch, config.augment)
 
         def loss_fn(params):
             model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
-            outputs = model(normalize(images), train=True)
-            losses = model.losses(outputs, boxes, batch["labels"], batch["scores"], mask)
+            outputs = model(normalize(batch["images"]), train=True)
+            losses = model.losses(outputs, Targets.of_batch(batch))
             _, _, batch_stats = models.split(model)
             return losses["loss"], (losses, batch_stats)
 

@@ -29,7 +29,7 @@ def override(field: str, value: object) -> Read:
             place = place[section]
         with config.unlocked(), config.ignore_type():
             place[name] = value
-        configs.check(config, retina.get_config())
+        configs.check(config, retina.get_fields())
 
     return read
 

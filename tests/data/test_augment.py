@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.data.augment import augment, warp_boxes, warp_image
+from jaxdet.data.augment import warp, warp_boxes, warp_image
 from jaxdet.data.images import normalize
 
 NOTHING = {
@@ -29,9 +29,7 @@ def run(key=0, **options):
     image, box = disc(22, 30, 9, 5)
     boxes = jnp.array([[box, np.zeros(4)]], jnp.float32)
     mask = jnp.array([[True, False]])
-    return augment(
-        jax.random.key(key), jnp.array(image[None]), boxes, mask, **{**NOTHING, **options}
-    )
+    return warp(jax.random.key(key), jnp.array(image[None]), boxes, mask, **{**NOTHING, **options})
 
 
 def test_nothing_asked_for_changes_nothing():
@@ -79,7 +77,7 @@ def test_grey_levels_change_and_boxes_do_not(name):
     boxes, mask = jnp.array([[[1.0, 2, 30, 40]]]), jnp.ones((1, 1), bool)
     means = []
     for key in range(3):
-        changed, same, _ = augment(jax.random.key(key), grey, boxes, mask, **{**NOTHING, name: 0.5})
+        changed, same, _ = warp(jax.random.key(key), grey, boxes, mask, **{**NOTHING, name: 0.5})
         assert changed.min() >= 0 and changed.max() <= 255
         assert (np.diff(changed[0, 0]) >= 0).all()  # brighter stays brighter
         np.testing.assert_allclose(boxes, same, atol=1e-4)
@@ -91,8 +89,8 @@ def test_images_of_a_batch_differ_and_keys_repeat():
     image, box = disc(22, 30, 9, 5)
     images, boxes = jnp.array([image] * 3), jnp.array([[box]] * 3)
     options = {**NOTHING, "shift": 0.2, "brightness": 0.2}
-    one = augment(jax.random.key(5), images, boxes, jnp.ones((3, 1), bool), **options)
-    two = augment(jax.random.key(5), images, boxes, jnp.ones((3, 1), bool), **options)
+    one = warp(jax.random.key(5), images, boxes, jnp.ones((3, 1), bool), **options)
+    two = warp(jax.random.key(5), images, boxes, jnp.ones((3, 1), bool), **options)
     np.testing.assert_array_equal(one[0], two[0])
     assert not np.allclose(one[1][0], one[1][1])
 

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import ensemble_boxes
 import numpy as np
@@ -118,22 +117,28 @@ def test_no_score_is_above_all_that_went_in(seed, weights, top):
     assert ensemble.fuse_tables(tables, weights).scores.max() <= top
 
 
-def test_what_files_know(capsys):
-    run = Run(["Rib", "Lung"], [3, 5, 9], "x", "y", [], [])
-    class_ids = (3, 5, 7, 9, -1)
-    known = ensemble.known_labels([run, None], [box(0.5), box(0.5, label=2)], class_ids)
+def write_run(folder, class_ids):
+    run = Run(["Rib", "Lung"], class_ids, "x", "y", [], [])
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"run": run._asdict()}))
+    return folder / "submission.csv"
+
+
+def test_what_files_know(tmp_path, capsys):
+    files = [write_run(tmp_path / "a", [3, 5, 9]), tmp_path / "b.csv"]
+    runs, names = ensemble.runs_beside(files)
+    assert runs[1] is None and names == {3: "Rib", 5: "Lung", 9: "No finding"}
+    class_ids, tables = (3, 5, 7, 9, -1), [box(0.5), box(0.5, label=2)]
+    known = ensemble.known_labels(files, runs, names, tables, class_ids)
     assert known == [{0, 1, 3}, {2}]
-    names = ensemble.names_of_classes([Path("a"), Path("b"), Path("c")], [run, None, run])
-    assert names == {3: "Rib", 5: "Lung", 9: "No finding"}
-    ensemble.say_who_knows([Path("a.csv"), Path("b.csv")], known, class_ids, names)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == (
-        "note: class 3 (Rib) is known to 1 of 2 submissions alone, which count for it: a.csv"
+        f"note: class 3 (Rib) is known to 1 of 2 submissions alone, which count for it: {files[0]}"
     )
-    assert [word.split()[2] for word in said] == ["3", "5", "7", "9"]
-    with pytest.raises(InputError, match="b and a have other classes: 9 is 'Rib' and 'No finding'"):
-        other = run._replace(class_ids=[9, 8, 7])
-        ensemble.names_of_classes([Path("a"), Path("b")], [run, other])
+    assert [line.split()[2] for line in said] == ["3", "5", "7", "9"]
+    files.append(write_run(tmp_path / "c", [9, 8, 7]))
+    with pytest.raises(InputError, match="c/.* and .*a/.* have other classes: 9 is 'Rib' and 'No"):
+        ensemble.runs_beside(files)
 
 
 def as_detections(table, slots=40):

@@ -25,7 +25,7 @@ def exported(trained, tmp_path_factory):
     done = command(f"--workdir={trained[0]}", "--mode=export", f"--output={output}")
     assert done.code == 0, done.stderr
     assert "for cpu, cuda, tpu" in done.stdout
-    loaded = load_detector(of_run(trained[0], retina.get_config()), trained[0], "latest", 14)
+    loaded = load_detector(of_run(trained[0], retina.get_fields()), trained[0], "latest", 14)
     return output, loaded
 
 

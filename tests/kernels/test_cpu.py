@@ -16,6 +16,7 @@ from flax import nnx
 from jaxdet import models
 from jaxdet.kernels import cpu
 from jaxdet.models import layers
+from jaxdet.ops.boxes import Targets
 from tests import networks
 
 
@@ -95,7 +96,8 @@ def test_a_detector_has_the_same_loss_and_gradients(monkeypatch):
     def compute():
         def loss(params):
             model = nnx.merge(graphdef, params, batch_stats, copy=True)
-            losses = model.losses(model(images, train=True), boxes, labels, ones, ones > 0)
+            targets = Targets(boxes, labels, ones, ones > 0)
+            losses = model.losses(model(images, train=True), targets)
             return losses["loss"], models.split(model)[2]
 
         (value, batch_stats_after), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)

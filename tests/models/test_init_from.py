@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import retina
 from jaxdet import InputError, models
 from jaxdet.inference.detector import load_detector
 from jaxdet.models.resnet import ResNet
@@ -34,7 +35,7 @@ def test_a_run_starts_from_the_file_and_goes_on_from_its_checkpoint(
     file, kernel = classifier
     config.model.init_from = str(file)
     config.train.update({"steps": 1, "learning_rate": 1e-12})
-    loop.train(config, dataset, *sets, tmp_path / "run")
+    loop.train(config, retina.get_fields(), dataset, *sets, tmp_path / "run")
     assert "resnet.npz: loaded" in capsys.readouterr().out
     weights = load_detector(config, tmp_path / "run", "latest", 14).weights
     got = weights["params"]["backbone"]["stages"][2][0]["conv1"]["kernel"][...]
@@ -42,7 +43,7 @@ def test_a_run_starts_from_the_file_and_goes_on_from_its_checkpoint(
 
     file.unlink()
     config.train.steps = 2
-    loaded, _ = loop.train(config, dataset, *sets, tmp_path / "run")
+    loaded, _ = loop.train(config, retina.get_fields(), dataset, *sets, tmp_path / "run")
     assert loaded.step == 2
 
 
@@ -52,5 +53,5 @@ def test_a_run_from_a_file_that_does_not_fit_leaves_nothing(
     config.model.init_from = str(classifier[0])
     config.model.backbone.width = 8
     with pytest.raises(InputError, match=r"config\.model\.init_from: .*resnet\.npz"):
-        loop.train(config, dataset, *sets, tmp_path / "run")
+        loop.train(config, retina.get_fields(), dataset, *sets, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -10,12 +10,16 @@ import pytest
 from flax import nnx
 
 from jaxdet import models
+from jaxdet.doors import choose
 from jaxdet.kernels.compilation import jit
 from jaxdet.models.resnet import ResNet
-from jaxdet.models.retinanet import RetinaNet, select_detections
+from jaxdet.models.retinanet import Outputs, RetinaNet, detections_of_image
 from jaxdet.models.weights.init_from import init_from, names_in_file
 from jaxdet.ops.anchors import pyramid_anchors
-from jaxdet.ops.matching import match_anchors
+from jaxdet.ops.box_coder import BOX_CODERS
+from jaxdet.ops.boxes import Targets
+from jaxdet.ops.losses import BOX_LOSSES, CLASS_LOSSES
+from jaxdet.ops.matching import MATCHERS, Priors, match_anchors
 from tests import make_golden as golden
 from tests import networks
 
@@ -30,10 +34,10 @@ SIZES = {f"{height}x{width}": (height, width) for height, width in golden.SIZES}
 class AsTorchvision(RetinaNet):
     """With its anchors, for images that need not be square."""
 
-    def anchors(self):
-        return pyramid_anchors(
-            self.image_size, self.levels, self.anchor_scales, self.aspect_ratios, True
-        )
+    def priors(self):
+        sizes = self.anchor_scales, self.aspect_ratios
+        pyramid = pyramid_anchors(self.image_size, self.levels, *sizes, True)
+        return Priors(pyramid, self.levels, self.image_size)
 
 
 def create(version, dtype):
@@ -43,12 +47,15 @@ def create(version, dtype):
         depth=50, width=64, norm=options["norm"], frozen_stages=0, in_channels=3, dtype=dtype,
         rngs=rngs,
     )  # fmt: skip
-    loss = {**networks.LOSS, "box": options["box"], "box_weight": 1.0, "matching": "iou"}
+    loss = {**networks.LOSS, "matching": "iou"}
     return AsTorchvision(
         backbone, num_classes=golden.NUM_CLASSES, image_size=128, levels=(3, 4, 5, 6, 7),
         anchor_scales=(4.0, 5.04, 6.35), aspect_ratios=(0.5, 1.0, 2.0),
         p6_from=options["p6_from"], fpn_channels=256, head_channels=256, head_depth=4,
-        head_norm=options["head_norm"], image_head=False, dtype=dtype, loss=loss, rngs=rngs,
+        head_norm=options["head_norm"], image_head=False, dtype=dtype, rngs=rngs,
+        matcher=choose(MATCHERS, "iou", loss), box_coder=BOX_CODERS["deltas"],
+        class_loss=choose(CLASS_LOSSES, "focal", loss), box_loss=BOX_LOSSES[options["box"]],
+        box_weight=1.0, image_weight=0.0,
     )  # fmt: skip
 
 
@@ -154,7 +161,8 @@ def gradients_function(version, folder):
         model = nnx.merge(graphdef, params, batch_stats, copy=True)
         outputs = model(jnp.array(images), train=True)
         scores = jnp.ones(labels.shape, jnp.float32)
-        parts = model.losses(outputs, jnp.array(boxes), jnp.array(labels), scores, mask)
+        targets = Targets(jnp.array(boxes), jnp.array(labels), scores, mask)
+        parts = model.losses(outputs, targets)
         return parts["loss"], (parts["class_loss"], parts["box_loss"])
 
     # Not by `kernels.compilation`, whose option is for float32 and makes float64 slow.
@@ -213,7 +221,10 @@ def detections_of_given_outputs(key):
     pyramid = anchors_of(SIZES[key])
     given = golden.head_outputs(SIZES[key], sum(map(len, pyramid)))
     options = {**OPTIONS, "max_detections": 300}
-    return jit(lambda *x: select_detections(*x, None, pyramid, SIZES[key], **options))(*given)
+    priors = Priors(pyramid, (3, 4, 5, 6, 7), SIZES[key])
+    return jit(
+        lambda *x: detections_of_image(Outputs(*x, None), priors, BOX_CODERS["deltas"], **options)
+    )(*given)
 
 
 @pytest.mark.parametrize("key", SIZES)

@@ -1,5 +1,7 @@
 """RetinaNet's losses and detections, against the same rules in plain NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,18 +12,26 @@ from hypothesis import strategies as st
 
 from jaxdet import models
 from jaxdet.kernels.compilation import jit
-from jaxdet.models.retinanet import Outputs, select_detections, top_k
+from jaxdet.models.retinanet import Outputs, detections_of_image
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.anchors import pyramid_anchors
-from jaxdet.ops.losses import image_loss, retinanet_loss
-from jaxdet.ops.matching import match_anchors, match_anchors_atss
+from jaxdet.ops.box_coder import BOX_CODERS
+from jaxdet.ops.boxes import Targets
+from jaxdet.ops.losses import BOX_LOSSES, anchor_losses, focal_loss, image_loss
+from jaxdet.ops.matching import Priors, match_anchors, match_anchors_atss
+from jaxdet.ops.nms import top_k
 from tests import networks
 
 SIZE = (32, 48)
 PYRAMID = pyramid_anchors(SIZE, (3, 4), (1.0, 2.0), (0.5, 1.0))
 NUM_ANCHORS = sum(map(len, PYRAMID))
 OPTIONS = {"score_threshold": 0.3, "pre_nms_top_k": 40, "nms_iou": 0.4, "max_detections": 12}
-select = jit(lambda *of_image: select_detections(*of_image, PYRAMID, SIZE, **OPTIONS))
+PRIORS = Priors(PYRAMID, (3, 4), SIZE)
+select = jit(
+    lambda *of_image: detections_of_image(
+        Outputs(*of_image), PRIORS, BOX_CODERS["deltas"], **OPTIONS
+    )
+)
 
 
 def reference(logits, offsets, score_threshold, pre_nms_top_k, nms_iou, max_detections):
@@ -115,7 +125,7 @@ def batch(anchors, count=3):
     scores = np.array([[1, 1 / 3]] * count, "f")
     mask = np.array([[True, True], [True, False], [False, False]])
     outputs = Outputs(np.stack(logits), np.stack(offsets), image_logits)
-    return jax.tree.map(jnp.array, (outputs, boxes, labels, scores, mask))
+    return jax.tree.map(jnp.array, (outputs, Targets(boxes, labels, scores, mask)))
 
 
 @pytest.mark.parametrize("matching,box", [("atss", "giou"), ("iou", "l1")])
@@ -125,22 +135,24 @@ def test_losses_are_the_means_of_the_images_and_their_weighted_sum(matching, box
         "background_iou": 0.2, "atss_candidates": 4, "alpha": 0.4, "gamma": 1.5,
     }  # fmt: skip
     model = model_of(loss)
-    pyramid = model.anchors()
+    pyramid = model.priors().pyramid
     anchors = jnp.array(np.concatenate(pyramid))
     given = batch(anchors)
     parts = {"class_loss": [], "box_loss": [], "image_loss": []}
 
     @jit
-    def of_image(outputs, boxes, labels, scores, mask):
+    def of_image(outputs, targets):
+        boxes, mask = targets.boxes, targets.mask
         if matching == "iou":
             matches = match_anchors(anchors, boxes, mask, 0.3, 0.2)
         else:
-            matches = match_anchors_atss(pyramid, (3, 4, 5, 6), (64, 64), boxes, mask, 4)
-        losses = retinanet_loss(
-            outputs.class_logits, outputs.box_offsets, anchors, matches, boxes, labels, scores,
-            alpha=0.4, gamma=1.5, box_loss=box,
+            matches = match_anchors_atss(model.priors(), boxes, mask, 4)
+        losses = anchor_losses(
+            outputs.class_logits, outputs.box_offsets, anchors, matches, targets,
+            class_loss=functools.partial(focal_loss, alpha=0.4, gamma=1.5),
+            box_loss=BOX_LOSSES[box],
         )  # fmt: skip
-        return *losses, image_loss(outputs.image_logits, labels, scores, mask)
+        return *losses, image_loss(outputs.image_logits, targets)
 
     for i in range(3):
         values = of_image(*jax.tree.map(lambda x, i=i: x[i], given))
@@ -157,26 +169,26 @@ def test_losses_are_the_means_of_the_images_and_their_weighted_sum(matching, box
 def test_without_an_image_head_there_is_no_image_loss():
     model = model_of(image_head=False)
     assert model.image_head is None
-    outputs, *rest = batch(np.concatenate(model.anchors()))
-    got = jit(model.losses)(outputs._replace(image_logits=None), *rest)
+    outputs, targets = batch(np.concatenate(model.priors().pyramid))
+    got = jit(model.losses)(outputs._replace(image_logits=None), targets)
     assert set(got) == {"loss", "class_loss", "box_loss", "boxes_without_anchor"}
 
 
 def test_boxes_that_teach_nothing_are_counted():
     """By ATSS a box between the anchors' centres has none; padding is no box."""
     model = model_of()
-    outputs, boxes, labels, scores, mask = batch(np.concatenate(model.anchors()))
-    boxes = boxes.at[:].set(jnp.array([1.0, 1.0, 3.0, 3.0])).at[0, 0].set([8, 8, 40, 40])
-    got = jit(model.losses)(outputs, boxes, labels, scores, mask)
-    assert int(mask.sum()) == 3 and int(got["boxes_without_anchor"]) == 2
+    outputs, targets = batch(np.concatenate(model.priors().pyramid))
+    boxes = targets.boxes.at[:].set(jnp.array([1.0, 1.0, 3.0, 3.0])).at[0, 0].set([8, 8, 40, 40])
+    got = jit(model.losses)(outputs, targets._replace(boxes=boxes))
+    assert int(targets.mask.sum()) == 3 and int(got["boxes_without_anchor"]) == 2
 
 
 def test_detections_of_a_batch_are_those_of_each_image():
     model = model_of()
-    outputs, *_ = batch(np.concatenate(model.anchors()))
+    outputs, _ = batch(np.concatenate(model.priors().pyramid))
     got = jit(lambda x: model.detections(x, **OPTIONS))(outputs)
     assert got.mask.any(axis=1).all()
-    one = jit(lambda x: select_detections(*x, model.anchors(), (64, 64), **OPTIONS))
+    one = jit(lambda x: detections_of_image(x, model.priors(), model.box_coder, **OPTIONS))
     for i in range(3):
         expected = one(jax.tree.map(lambda x, i=i: x[i], outputs))
         for mine, theirs in zip(got, expected, strict=True):
@@ -196,7 +208,7 @@ def test_every_parameter_learns_but_the_frozen(kind):
     def loss(params):
         model = nnx.merge(graphdef, params, statistics, copy=True)
         outputs = model(jnp.array(networks.images()), train=True)
-        loss = model.losses(outputs, boxes, labels, scores, mask)["loss"]
+        loss = model.losses(outputs, Targets(boxes, labels, scores, mask))["loss"]
         return loss, models.split(model)[2]
 
     gradients, after = jit(jax.grad(loss, has_aux=True))(params)

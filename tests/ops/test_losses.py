@@ -5,9 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdet.doors import choose
 from jaxdet.ops import box_coder
-from jaxdet.ops.boxes import giou
-from jaxdet.ops.losses import image_loss, retinanet_loss, sigmoid_focal, varifocal
+from jaxdet.ops.boxes import Targets, giou
+from jaxdet.ops.losses import (
+    BOX_LOSSES,
+    CLASS_LOSSES,
+    anchor_losses,
+    image_loss,
+    sigmoid_focal,
+    varifocal,
+)
 from jaxdet.ops.matching import BACKGROUND, IGNORED
 
 
@@ -63,13 +71,18 @@ SCORES = jnp.array([1.0, 0.0])
 
 
 @functools.cache
-def compiled(**options):
-    return jax.jit(functools.partial(retinanet_loss, **options))
+def compiled(class_loss="focal", box_loss="l1", **options):
+    entries = {
+        "class_loss": choose(CLASS_LOSSES, class_loss, options),
+        "box_loss": BOX_LOSSES[box_loss],
+    }
+    return jax.jit(functools.partial(anchor_losses, **entries))
 
 
 def loss_of(logits, offsets, matches, scores=SCORES, **options):
     matches = jnp.array(matches)
-    return compiled(**options)(logits, offsets, ANCHORS, matches, BOXES, LABELS, scores)
+    targets = Targets(BOXES, LABELS, scores, jnp.array([True, False]))
+    return compiled(**options)(logits, offsets, ANCHORS, matches, targets)
 
 
 def test_loss_by_hand():
@@ -171,6 +184,7 @@ def test_image_loss_by_hand():
     p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     t = np.array([0, 2 / 3, 0, 2 / 3])
     expected = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
-    np.testing.assert_allclose(image_loss(logits, labels, scores, mask), expected, rtol=1e-6)
-    normal = image_loss(logits, labels, scores, jnp.zeros(3, bool))
+    targets = Targets(jnp.zeros((3, 4)), labels, scores, mask)
+    np.testing.assert_allclose(image_loss(logits, targets), expected, rtol=1e-6)
+    normal = image_loss(logits, targets._replace(mask=jnp.zeros(3, bool)))
     np.testing.assert_allclose(normal, -np.log(1 - p).mean(), rtol=1e-6)

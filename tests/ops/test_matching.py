@@ -9,6 +9,7 @@ from jaxdet.ops.anchors import grid_sizes, pyramid_anchors
 from jaxdet.ops.matching import (
     BACKGROUND,
     IGNORED,
+    Priors,
     count_unmatched,
     match_anchors,
     match_anchors_atss,
@@ -109,9 +110,9 @@ def test_the_nearest_locations_are_those_of_all(seed, grid):
 
 SIZE, LEVELS = (60, 44), (3, 4, 5)
 PYRAMID = pyramid_anchors(SIZE, LEVELS, (1.5, 2.5), (0.6, 1.7))
+PRIORS = Priors(PYRAMID, LEVELS, SIZE)
 match_atss = {
-    k: jit(lambda boxes, mask, k=k: match_anchors_atss(PYRAMID, LEVELS, SIZE, boxes, mask, k))
-    for k in (1, 4, 9)
+    k: jit(lambda boxes, mask, k=k: match_anchors_atss(PRIORS, boxes, mask, k)) for k in (1, 4, 9)
 }
 
 
@@ -154,5 +155,5 @@ def test_atss_equals_brute_force_and_ignores_padding(seed, real, k, on_grid):
 
 def test_atss_gives_an_anchor_of_two_equal_boxes_to_the_first():
     boxes = jnp.array([[0.0, 0, 0, 0], [10, 10, 30, 26], [10, 10, 30, 26]])
-    got = jit(lambda *x: match_anchors_atss(PYRAMID, LEVELS, SIZE, *x))(boxes, jnp.ones(3, bool))
+    got = jit(lambda *x: match_anchors_atss(PRIORS, *x))(boxes, jnp.ones(3, bool))
     assert set(got.tolist()) == {BACKGROUND, 1}

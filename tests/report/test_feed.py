@@ -23,22 +23,23 @@ def fed(request, config, dataset):
 
 def test_whole_batches_of_what_is_trained_on(fed, dataset):
     assert fed.images.shape == (16, 64, 64)  # two steps of eight
-    assert len(fed.anchors) == 3 and fed.match.shape[1] == sum(map(len, fed.anchors))
-    assert fed.mask.any(axis=1).sum() == 12  # a quarter is normal
-    assert (fed.match[~fed.mask.any(axis=1)] < 0).all()
+    pyramid, mask = fed.priors.pyramid, fed.targets.mask
+    assert len(pyramid) == 3 and fed.match.shape[1] == sum(map(len, pyramid))
+    assert mask.any(axis=1).sum() == 12  # a quarter is normal
+    assert (fed.match[~mask.any(axis=1)] < 0).all()
 
 
 def test_positives_are_the_anchors_that_answer(fed):
-    positives = fed.positives()
+    positives, targets = fed.positives(), fed.targets
     assert positives.sum() == (fed.match >= 0).sum() > 0
-    assert (positives[~fed.mask] == 0).all()
-    level = np.repeat(np.arange(3), [len(a) for a in fed.anchors])
-    anchors = np.concatenate(fed.anchors)
-    for i, box in zip(*np.nonzero(fed.mask), strict=True):
+    assert (positives[~targets.mask] == 0).all()
+    level = np.repeat(np.arange(3), [len(a) for a in fed.priors.pyramid])
+    anchors = np.concatenate(fed.priors.pyramid)
+    for i, box in zip(*np.nonzero(targets.mask), strict=True):
         mine = fed.match[i] == box
         assert positives[i, box].tolist() == np.bincount(level[mine], minlength=3).tolist()
         if mine.any():  # they overlap it
-            assert (boxes.iou(anchors[mine], fed.boxes[i, box][None]) > 0).all()
+            assert (boxes.iou(anchors[mine], targets.boxes[i, box][None]) > 0).all()
 
 
 class Recorder(nnx.Module):
@@ -52,8 +53,8 @@ class Recorder(nnx.Module):
     def __call__(self, images, train):
         return images.mean() * self.weight[...]
 
-    def losses(self, outputs, *given):
-        jax.debug.callback(lambda *arrays: self.seen.append(list(map(np.asarray, arrays))), *given)
+    def losses(self, outputs, targets):
+        jax.debug.callback(lambda *x: self.seen.append(list(map(np.asarray, x))), *targets)
         return {"loss": outputs}
 
 
@@ -71,9 +72,9 @@ def test_it_is_what_the_step_sees(config, dataset):
     jax.jit(make_train_step(config, graphdef, optimizer))(state, batch)
     jax.effects_barrier()
     boxes, labels, _, mask = Recorder.seen[-1]
-    np.testing.assert_array_equal(mask, fed.mask[8:])
-    np.testing.assert_array_equal(labels, fed.labels[8:])
-    np.testing.assert_allclose(boxes[mask], fed.boxes[8:][mask], atol=1e-3)
+    np.testing.assert_array_equal(mask, fed.targets.mask[8:])
+    np.testing.assert_array_equal(labels, fed.targets.labels[8:])
+    np.testing.assert_allclose(boxes[mask], fed.targets.boxes[8:][mask], atol=1e-3)
 
 
 def test_the_page_about_the_data(config, dataset):

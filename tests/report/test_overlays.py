@@ -157,3 +157,10 @@ def test_after_one_that_cannot_be_written_no_more_follow(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="1.png"):
         overlays.write(tmp_path, pictures, table, NAMES)
     assert len(drawn(tmp_path)) < 4
+
+
+def test_of_a_split_nothing_is_drawn(tmp_path, capsys):
+    """It has no files."""
+    pictures, table = films(tmp_path, 3)
+    overlays.write(tmp_path, pictures._replace(files=[]), table, NAMES)
+    assert drawn(tmp_path) == [] and capsys.readouterr().out == ""

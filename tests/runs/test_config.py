@@ -30,18 +30,18 @@ def ours(**changes):
 
 
 def test_a_run_gives_back_its_config(folder):
-    config = configs.of_run(folder, retina.get_config())
+    config = configs.of_run(folder, retina.get_fields())
     assert config.model.levels == (4, 5) and config.train.steps == phantom.get_config().train.steps
     assert config.evaluation.more_iou_thresholds == (0.5, 0.75)
-    configs.check(config, retina.get_config())
-    assert configs.as_run(config, folder).to_dict() == config.to_dict()
+    configs.check(config, retina.get_fields())
+    assert configs.as_run(config, retina.get_fields(), folder).to_dict() == config.to_dict()
 
 
 def test_what_was_planned_is_the_runs(folder):
-    assert configs.as_run(ours(), folder).model.levels == (4, 5)
+    assert configs.as_run(ours(), retina.get_fields(), folder).model.levels == (4, 5)
     # But for what was given: None is then another config.
     with pytest.raises(InputError, match=r"config\.model\.anchor_scales: None, but the run"):
-        configs.as_run(ours(model__anchor_scales=None), folder)
+        configs.as_run(ours(model__anchor_scales=None), retina.get_fields(), folder)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_was_planned_is_the_runs(folder):
 def test_a_field_that_differs_is_named_with_both_values_and_the_way_out(folder, name, value):
     field = name.replace("__", ".")
     with pytest.raises(InputError) as caught:
-        configs.as_run(ours(**{name: value}), folder)
+        configs.as_run(ours(**{name: value}), retina.get_fields(), folder)
     message = str(caught.value)
     assert message.startswith(f"config.{field}: {value!r}, but the run in {folder} has ")
     assert message.endswith("give that, or another --workdir")
@@ -73,7 +73,9 @@ def test_a_field_that_differs_is_named_with_both_values_and_the_way_out(folder, 
 )  # fmt: skip
 def test_what_does_not_change_the_run_is_free(folder, name, value):
     section, field = name.split("__")
-    assert configs.as_run(ours(**{name: value}), folder)[section][field] == value
+    assert (
+        configs.as_run(ours(**{name: value}), retina.get_fields(), folder)[section][field] == value
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,14 +105,14 @@ def test_a_value_that_a_field_may_not_have_is_named(name, value, named):
         else:
             config[section][field] = value
     with pytest.raises(InputError, match=named.replace("(", r"\(")):
-        configs.check(config, retina.get_config())
+        configs.check(config, retina.get_fields())
 
 
 def test_none_is_a_value_where_it_has_a_meaning():
     config = phantom.get_config()
     with config.ignore_type():
         config.data.normal_share = None
-    configs.check(config, retina.get_config())
+    configs.check(config, retina.get_fields())
 
 
 def test_a_field_that_there_is_not_is_named():
@@ -118,10 +120,10 @@ def test_a_field_that_there_is_not_is_named():
     with config.unlocked():
         config.train.learnig_rate = 1.0
     with pytest.raises(InputError, match=r"config\.train\.learnig_rate: no such field; there are"):
-        configs.check(config, retina.get_config())
+        configs.check(config, retina.get_fields())
     del config.train.learnig_rate, config.train.steps
     with pytest.raises(InputError, match=r"config\.train\.steps: missing"):
-        configs.check(config, retina.get_config())
+        configs.check(config, retina.get_fields())
 
 
 def test_a_run_from_before_a_field_of_inference_has_its_default(folder):
@@ -129,12 +131,12 @@ def test_a_run_from_before_a_field_of_inference_has_its_default(folder):
     record = json.loads((folder / "config.json").read_text())
     del record["inference"]["tta"]
     (folder / "config.json").write_text(json.dumps(record))
-    config = configs.of_run(folder, retina.get_config())
+    config = configs.of_run(folder, retina.get_fields())
     assert config.inference.tta.to_dict() == retina.get_config().inference.tta.to_dict()
     del record["loss"]["gamma"]
     (folder / "config.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"lacks loss\.gamma"):
-        configs.of_run(folder, retina.get_config())
+        configs.of_run(folder, retina.get_fields())
 
 
 @pytest.mark.parametrize(
@@ -150,5 +152,5 @@ def test_further_looks_that_cannot_be(field, value, named):
     config = ours()
     config.inference.tta[field] = value
     with pytest.raises(InputError) as caught:
-        configs.check(config, retina.get_config())
+        configs.check(config, retina.get_fields())
     assert named in str(caught.value)

@@ -13,7 +13,8 @@ from jaxdet.inference.detector import Detector
 from jaxdet.kernels import cpu
 from jaxdet.runs import checkpoint, parallel
 from jaxdet.runs import config as configs
-from jaxdet.training import loop, train_step
+from jaxdet.training import train_step
+from jaxdet.training.plan import plan_detector
 
 AXES = {"axis_names": ("data",), "axis_types": (jax.sharding.AxisType.Auto,)}
 
@@ -92,11 +93,11 @@ def test_shipped_configs_fit_together(name):
     """Traced at full size, not computed: a batch goes in, the state comes out as it was."""
     module, *size = name.split(":")
     config = importlib.import_module(f"configs.{module}").get_config(*size)
-    configs.check(config, retina.get_config())
+    configs.check(config, retina.get_fields())
     targets = Targets(
         np.array([[[10, 10, 60, 90]]], np.float32), *(np.ones((1, 1), t) for t in (int, "f", bool))
     )
-    config, _ = loop.plan_anchors(config, targets, ("Mass", "Nodule"))
+    config, _ = plan_detector(config, targets, ("Mass", "Nodule"))
     init, step = train_step.compile_training(config, 2, parallel.make_mesh())
     state = jax.eval_shape(init)
     rows, side, boxes = config.train.batch_size, config.data.image_size, 30
