@@ -385,7 +385,7 @@ def run(argv: list[str]) -> int:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
     except signals.Stopped as stop:
-        if not FLAGS.is_parsed() or FLAGS.mode not in ("train", "crossval"):
+        if not FLAGS.is_parsed() or FLAGS.replay or FLAGS.mode not in ("train", "crossval"):
             return 128 + stop.number
         print(f"run.py: {stop.name}: {stop.goes_on(path('workdir'))}", file=sys.stderr)
         return 0 if stop.number == signal.SIGTERM else 130
