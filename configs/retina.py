@@ -150,7 +150,8 @@ def get_fields(size: str = "256") -> Fields:
         "loss.box": Field("giou", "loss of the boxes", choices=BOX_LOSSES),
         "loss.box_weight": Field(2.0, "of the box loss", least=0),
         "loss.box_coder": Field(
-            "deltas", "what retinanet's box head says of a box; fcos has distances", choices=BOX_CODERS, before="deltas"
+            "deltas", "what retinanet's box head says of a box; fcos has distances",
+            choices=BOX_CODERS, before="deltas",
         ),
         "loss.image_weight": Field(1.0, "of the image head's cross-entropy", least=0),
         #

@@ -89,11 +89,9 @@ def match_locations(
     """
     cells = jnp.asarray(np.concatenate(priors.pyramid))
     centre, size = (x[:, :2] for x in _centre_and_size(cells))
-    counts = [len(level) for level in priors.pyramid]
-    first, last = np.repeat([True] + [False] * (len(counts) - 1), counts), np.zeros(len(cells), bool)
-    last[-counts[-1] :] = True
-    lower = jnp.where(first, 0, 4 * size[:, 0])
-    upper = jnp.where(last, jnp.inf, 8 * size[:, 0])
+    level = np.repeat(np.arange(len(priors.pyramid)), [len(x) for x in priors.pyramid])
+    lower = jnp.where(level == 0, 0, 4 * size[:, 0])
+    upper = jnp.where(level == level[-1], jnp.inf, 8 * size[:, 0])
 
     middle = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
     near = (jnp.abs(centre - middle) < center_radius * size).all(axis=-1)

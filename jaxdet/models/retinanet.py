@@ -21,6 +21,7 @@ from jaxdet.ops.losses import anchor_losses, image_loss
 from jaxdet.ops.matching import Priors, count_unmatched
 from jaxdet.ops.nms import Detections
 
+
 class Outputs(NamedTuple):
     """Of all anchors, level after level; and of the image."""
 
