@@ -88,15 +88,17 @@ def score() -> None:
     for note in truth.notes:
         print(f"note: {note}", file=sys.stderr)
     columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
-    case = scores.of_files(*columns, ids, detections, FLAGS.ground_truth or "raw")
+    method = FLAGS.ground_truth or "raw"
+    case = scores.of_files(*columns, ids, detections, method, truth.crowds)
     result, other = case.summarize(bootstrap_samples=FLAGS.bootstrap), None
+    case = case._replace(detections=case.judged(case.detections))
     if against := path("against"):
         from jaxdet.evaluation.compare import compare
 
         other_ids, other = read(against)
         if set(other_ids) != set(ids):
             raise InputError(f"--against: {against} is of other images than {submission_path}")
-        other = scores.renumber(other, other_ids, case.ids)
+        other = case.judged(scores.renumber(other, other_ids, case.ids))
         result["against"] = compare(
             case, other, str(against), bootstrap_samples=FLAGS.bootstrap or 1000
         )
@@ -215,7 +217,7 @@ def predict() -> None:
     """Write the detections in the test split, or in anyone's pictures."""
     from jaxdet.data.dataset import read_split
     from jaxdet.inference.detector import load_detector
-    from jaxdet.inference.predict import find_files, read_pictures, split_pictures
+    from jaxdet.inference.predict import find_files, folder_of, read_pictures, split_pictures
     from jaxdet.runs import parallel, workdir
     from tfds_vinbig import coco, kaggle
 
@@ -229,8 +231,9 @@ def predict() -> None:
         files = find_files(FLAGS.images)
         sizes = meta and (coco if meta.suffix == ".json" else kaggle).read_sizes(meta)
         if meta and meta.suffix == ".json":
-            image_ids = coco.read_image_ids(meta)
-        pictures = read_pictures(files, sizes, size)
+            image_ids, names = coco.read_image_ids(meta), run.class_names
+            run = run._replace(class_ids=coco.class_ids_by_name(meta, names) or run.class_ids)
+        pictures = read_pictures(files, sizes, size, folder_of(FLAGS.images))
     elif meta:
         raise InputError("--meta: goes with --images, which is not given")
     else:
@@ -265,8 +268,9 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
     table = predict(loaded, pictures, len(run.class_names))
     csv = output if output.suffix == ".csv" else output / "submission.csv"
     results = output.with_suffix(".json") if output.suffix == ".csv" else output / "detections.json"
-    write_atomically(csv, submission.to_csv(pictures.ids, table, run.class_ids))
-    write_atomically(results, coco.to_json(pictures.ids, table, run.class_ids, image_ids))
+    names = pictures.ids, table, run.class_ids
+    write_atomically(csv, submission.to_csv(*names))
+    write_atomically(results, coco.to_json(*names, image_ids, run.class_names))
     found = int((table.labels < len(run.class_names)).sum())
     print(
         f"checkpoint {loaded.step}: {found} boxes in {len(pictures.ids)} images, written to {csv} "
@@ -357,11 +361,11 @@ def ensemble() -> None:
 def main() -> None:
     """What --mode asks for."""
     if "distributed" in MODES[FLAGS.mode]:
-        from jaxdet.kernels import compilation, cpu
+        from jaxdet.kernels import compilation, memory
         from jaxdet.runs import parallel
 
         parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
-        cpu.keep_freed_memory()
+        memory.keep_freed_memory()
         compilation.keep_compiled()
     globals()[FLAGS.mode]()  # each mode is the function of its name
 

@@ -74,6 +74,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name, metavar in PATHS.items():
         default = "~/tensorflow_datasets" if name == "data_dir" else None
         parser.add_argument(f"--{name}", metavar=metavar, default=default, help=helps[name])
+    parser.add_argument(
+        "--boxes",
+        choices=["strict", "cut"],
+        default="strict",
+        help="boxes that leave their image by more than a pixel: refused, or cut and, where "
+        "nothing of them is inside, left out, with a count (default %(default)s)",
+    )
+    parser.add_argument(
+        "--follow_links",
+        action="store_true",
+        help="read pictures that are links to files outside their folder",
+    )
     flags = parser.parse_args(arguments)
     for name in PATHS:
         value = getattr(flags, name)

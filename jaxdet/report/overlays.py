@@ -1,12 +1,16 @@
 """Films with what was found drawn on them, to be looked at."""
 
+import functools
 import io
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jax
+import matplotlib
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from matplotlib import ft2font
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -18,6 +22,7 @@ from jaxdet.runs.workdir import write_atomically
 SCORE = 0.3  # what scores less is not drawn; the files of detections have it
 MOST = 20  # boxes of a film, those that score highest
 SIDES = (512, 1024)  # the longer side of a picture in pixels, at least and at most
+_FONT = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
 COLORS = ("#ffc857", "#6cb8ff", "#ff7b6b", "#58d6a0", "#d3a4ff", "#ff9fd0", "#6fe0e0", "#b9e769",
           "#ffb38a", "#9aa8ff")  # fmt: skip
 
@@ -40,6 +45,10 @@ def write(
     """
     if jax.process_index() != 0:
         return
+    if legend := _legend(class_names):
+        print(
+            f"note: overlays have numbers where no font has the letters: {legend}", file=sys.stderr
+        )
     for i, file in enumerate(tqdm(pictures.files, "draw", unit="image", disable=None)):
         pixels = images.read(file).pixels
         mine = np.flatnonzero(table.image == i)
@@ -69,7 +78,8 @@ def draw(
     scale = np.clip(max(size), *SIDES) / max(size)
     shape = max(round(width * scale), 1), max(round(height * scale), 1)
     film = Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR).convert("RGB")
-    font = ImageFont.load_default(max(film.size) / 60 + 3)
+    class_names = [_shown(name, label) for label, name in enumerate(class_names)]
+    font = _font(class_names, max(film.size) / 60 + 3)
     found = np.flatnonzero(labels < len(class_names))
     colors = [COLORS[label % len(COLORS)] for label in labels]
     found = found[np.argsort(-scores[found], kind="stable")]
@@ -96,6 +106,31 @@ def draw(
     if not shown and len(found):
         words.append(f"the highest is {class_names[labels[found[0]]]} {scores[found[0]]:.2f}")
     return _with_line(film, "  |  ".join(words), font)
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """Those of matplotlib's font, by their numbers in Unicode: Latin of all languages, such as
+    Vietnamese, Greek, Cyrillic, Arabic; no Chinese."""
+    return frozenset(ft2font.FT2Font(_FONT).get_charmap())
+
+
+def _shown(name: str, label: int) -> str:
+    """The name of a class, or its number where no font has the letters."""
+    return name if name.isascii() or _letters() >= set(map(ord, name)) else f"class {label}"
+
+
+def _legend(class_names: Sequence[str]) -> str:
+    """Which names the numbers stand for."""
+    shown = [(_shown(name, label), name) for label, name in enumerate(class_names)]
+    return ", ".join(f"{number} is {name}" for number, name in shown if number != name)
+
+
+def _font(names: Sequence[str], size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own, which has English letters, or matplotlib's."""
+    if all(map(str.isascii, names)):
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(_FONT, size)
 
 
 def _with_line(film: Image.Image, text: str, font: ImageFont.FreeTypeFont) -> Image.Image:

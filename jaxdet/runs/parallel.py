@@ -18,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from jaxdet import InputError
-from jaxdet.kernels import cpu
 
 # Where one of these is set JAX may find others (`jax.distributed`).
 ANNOUNCED = (
@@ -223,6 +222,6 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     arrays = {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
-    # A CPU computes on the thread that asks (`cpu.keep_freed_memory`) only what is all there. A GPU
-    # copies a batch once the step before is done: if that were waited for, it would then be idle.
-    return jax.block_until_ready(arrays) if cpu.on_cpu() else arrays
+    # A CPU computes on the thread that asks (`memory.keep_freed_memory`) only what is all there. A
+    # GPU copies a batch once the step before is done: if that were waited for, it would be idle.
+    return jax.block_until_ready(arrays) if jax.default_backend() == "cpu" else arrays

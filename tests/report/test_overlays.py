@@ -53,6 +53,37 @@ def test_what_scores_little_is_not_drawn_and_of_much_the_best():
     assert is_color(many, 0).any() and not is_color(many, 1).any()
 
 
+@pytest.mark.parametrize("name", ["Tràn dịch màng phổi", "Gãy xương đòn", "Плеврит", "Épanchement"])
+def test_names_in_other_letters_are_drawn_by_a_font_that_has_them(name):
+    """Each letter as itself: a font without it draws one box for all of them."""
+    assert overlays._shown(name, 3) == name and not overlays._legend([name])
+    font = overlays._font([name], 40.0)
+    drawn = {letter: bytes(font.getmask(letter)) for letter in set(name) - {" "}}
+    assert len(set(drawn.values())) == len(drawn)
+    assert bytes(font.getmask("\u6c14")) not in drawn.values()  # which it lacks
+    box = np.array([[90.0, 200, 300, 500]])
+    film = overlays.draw(GRAY, (600, 400), np.array([0]), box, np.array([0.9]), [name])
+    other = overlays.draw(GRAY, (600, 400), np.array([0]), box, np.array([0.9]), ["x" * len(name)])
+    assert np.asarray(film).tobytes() != np.asarray(other).tobytes()
+
+
+def test_names_that_no_font_has_are_numbers_with_a_legend(tmp_path, capsys):
+    names = ["Nodule", "胸腔积液", "ổ", "气胸"]
+    assert [overlays._shown(name, i) for i, name in enumerate(names)] == [
+        "Nodule", "class 1", "ổ", "class 3",
+    ]  # fmt: skip
+    box, size = np.array([[90.0, 200, 300, 500]]), (600, 400)
+    film = overlays.draw(GRAY, size, np.array([1]), box, np.array([0.9]), names[:2])
+    same = overlays.draw(GRAY, size, np.array([1]), box, np.array([0.9]), ["Nodule", "class 1"])
+    assert film.tobytes() == same.tobytes()
+    none = BoxTable(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
+    overlays.write(tmp_path, Pictures([], np.zeros((0, 2), int), [], [], [], []), none, names)
+    assert capsys.readouterr().err.startswith(
+        "note: overlays have numbers where no font has the letters: class 1 is 胸腔积液, class 3 "
+        "is 气胸\n"
+    )
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_label_covers_another_or_leaves_the_film(data):

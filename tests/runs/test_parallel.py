@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet.kernels import cpu
 from jaxdet.runs import parallel
 from tests.conftest import ROOT
 
@@ -138,7 +137,7 @@ def test_the_watchdog_never_ends_a_process_that_is_alone(monkeypatch):
 def test_only_a_cpu_is_waited_for(on_cpu, monkeypatch):
     """A GPU copies a batch once it has computed the last step: waiting would let it stand idle."""
     waited = []
-    monkeypatch.setattr(cpu, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu" if on_cpu else "gpu")
     monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(x) or x)
     batch = {"images": np.arange(8)}
     sharded = parallel.shard_batch(batch, parallel.make_mesh())
