@@ -260,7 +260,9 @@ def test_a_file_of_fcos_gives_all_but_the_class_layer(load):
 
 
 def test_a_file_of_the_other_detector_is_named(load):
-    with pytest.raises(InputError, match=r"has no head.\S*.conv.1.0.\S* or .*, which class_head/to"):
+    with pytest.raises(
+        InputError, match=r"has no head.\S*.conv.1.0.\S* or .*, which class_head/to"
+    ):
         load(file_of("torchvision/fcos"), *fcos(name="retinanet", head_norm="none"))
     with pytest.raises(InputError, match=r"has no head.\S*conv.3.bias, which class_head/tower/1/b"):
         load(file_of("torchvision/v1"), *fcos())
