@@ -264,7 +264,7 @@ def test_a_file_of_the_other_detector_is_named(load):
         InputError, match=r"has no head.\S*.conv.1.0.\S* or .*, which class_head/to"
     ):
         load(file_of("torchvision/fcos"), *fcos(name="retinanet", head_norm="none"))
-    with pytest.raises(InputError, match=r"has no head.\S*conv.3.bias, which class_head/tower/1/b"):
+    with pytest.raises(InputError, match=r"has no head\S*conv.3.bias, which class_head/tower/1"):
         load(file_of("torchvision/v1"), *fcos())
 
 
