@@ -137,10 +137,16 @@ def get_fields(size: str = "256") -> Fields:
             False, "computed again for the gradient: less memory, more time", **free
         ),
         #
-        "loss.matching": Field("atss", "of anchors to boxes", choices=MATCHERS),
+        "loss.matching": Field(
+            "atss", "of retinanet's anchors to boxes; for fcos see center_radius", choices=MATCHERS
+        ),
         "loss.foreground_iou": Field(0.5, 'of "iou"', least=0, most=1),
         "loss.background_iou": Field(0.4, 'of "iou"', least=0, most=1),
         "loss.atss_candidates": Field(9, 'of "atss": locations per level', above=0, most=1000),
+        "loss.center_radius": Field(
+            1.5, "of fcos: strides from a box's middle in which locations answer for it",
+            above=0, before=1.5,
+        ),
         "loss.class_loss": Field(
             "focal", '"varifocal": a score learns how well the box fits, too', choices=CLASS_LOSSES
         ),
@@ -149,7 +155,8 @@ def get_fields(size: str = "256") -> Fields:
         "loss.box": Field("giou", "loss of the boxes", choices=BOX_LOSSES),
         "loss.box_weight": Field(2.0, "of the box loss", least=0),
         "loss.box_coder": Field(
-            "deltas", "what the box head says of a box", choices=BOX_CODERS, before="deltas"
+            "deltas", "what retinanet's box head says of a box; fcos has distances",
+            choices=BOX_CODERS, before="deltas",
         ),
         "loss.image_weight": Field(1.0, "of the image head's cross-entropy", least=0),
         #

@@ -8,7 +8,9 @@ import jax
 
 from jaxdet import InputError
 from jaxdet.data.splits import describe_eval_split
+from jaxdet.doors import takes
 from jaxdet.inference.detector import Loaded
+from jaxdet.models import DETECTORS
 from jaxdet.runs.workdir import Run
 
 LOW = 0.1  # AP below which a class is named among the limits
@@ -57,8 +59,7 @@ def model_card(
         "Optimiser": f"{train.optimizer}, learning rate {train.learning_rate:g}, weight decay "
         f"{train.weight_decay:g}, seed {config.seed}",
         "Started from": config.model.init_from or "random numbers",
-        "Losses": f"{config.loss.class_loss} and {config.loss.box}, boxes matched by "
-        f"{config.loss.matching}",
+        "Losses": f"{config.loss.class_loss} and {config.loss.box}{_matching(config)}",
         "Augmentation": ", ".join(f"{name} {value:g}" for name, value in config.augment.items()),
     }
     return "\n".join(
@@ -84,6 +85,13 @@ def model_card(
             "",
         ]
     )
+
+
+def _matching(config) -> str:
+    """How boxes are matched, where that is for the config to say."""
+    if not takes(DETECTORS[config.model.name], "matcher"):
+        return ""
+    return f", boxes matched by {config.loss.matching}"
 
 
 def _read_scores(path: Path) -> dict | None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxdet.data.batches import decode_all, make_targets
 from jaxdet.data.dataset import Dataset
+from jaxdet.doors import takes
 from jaxdet.report import films, plots, survey
 from jaxdet.report.evaluation import versions
 from jaxdet.report.feed import Fed, feed
@@ -71,6 +72,7 @@ def data_page(
         "suspects": _suspects(dataset, suspicions, train_set),
         "samples": _samples(dataset, config.data.fusion),
         "fed": _fed(fed, dataset.class_names, config),
+        "matching": config.loss.matching if takes(type(model), "matcher") else None,
         "positives": _positives(fed, dataset.class_names) if fed.priors else None,
         "about": {
             "dataset": f"{config.data.name}, fingerprint {dataset.fingerprint()}",

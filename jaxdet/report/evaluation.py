@@ -270,8 +270,9 @@ def _training(history) -> list:
                 found[name] = tuple(zip(*points, strict=True))
         return found
 
+    parts = sorted({name for line in history for name in line if name.endswith("_loss")})
     charts = [
-        ("Losses", series("class_loss", "box_loss") or series("loss"), "loss"),
+        ("Losses", series(*parts) or series("loss"), "loss"),
         ("Score", series(f"mAP@{IOU_THRESHOLD:g}"), f"mAP@{IOU_THRESHOLD:g}"),
         ("Learning rate", series("learning_rate"), "learning rate"),
     ]

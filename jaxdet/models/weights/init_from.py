@@ -11,10 +11,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from jaxdet import InputError
-from jaxdet.models import BACKBONES
+from jaxdet.models import BACKBONES, DETECTORS
 from jaxdet.models.layers import EPSILON
 from jaxdet.models.weights.pth import read_pth
-from jaxdet.models.weights.torchvision import BODY, detector_names, to_grey
+from jaxdet.models.weights.torchvision import BODY, pyramid_names, to_grey
 
 # How the end of a classifier is called: of no use to a detector.
 CLASSIFIER = ("fc.", "classifier.", "head.")
@@ -76,8 +76,16 @@ def names_of(tree: Any) -> dict[str, Any]:
 
 
 def is_detector(state: dict[str, np.ndarray]) -> bool:
-    """Whether a file is of a RetinaNet, not of a classifier."""
-    return any(name.startswith("head.classification_head.") for name in state)
+    """Whether a file is of a detector, not of a classifier."""
+    return any(name.startswith(BODY) for name in state)
+
+
+def detector_of(ours: list[str]) -> Any:
+    """The detector whose heads our arrays are of: of those that know all of their names, the one
+    that knows fewest others. None if there is no such one."""
+    heads = {name for name in ours if re.match(r"(?!image_)\w+_head/", name)}
+    known = [detector for detector in DETECTORS.values() if heads <= detector.names.keys()]
+    return min(known, key=lambda detector: len(detector.names), default=None)
 
 
 def names_in_file(ours: list[str], state: dict[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
@@ -96,16 +104,18 @@ def names_in_file(ours: list[str], state: dict[str, np.ndarray]) -> dict[str, tu
     num_laterals = sum(bool(re.fullmatch(r"fpn/lateral/\d/kernel", name)) for name in ours)
     num_inner = sum("inner_blocks" in k and k.endswith("weight") for k in state)
     names = {name: tuple(BODY + x for x in theirs) for name, theirs in names.items()}
-    return names | detector_names(num_laterals, num_inner)
+    detector = detector_of(ours)
+    heads = detector.names if detector else {}
+    return names | pyramid_names(num_laterals, num_inner) | heads
 
 
 def init_from(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, str]:
-    """The weights of a file in place of those of a `RetinaNet`; and what was done, in sentences.
+    """The weights of a file in place of those of a detector; and what was done, in sentences.
 
     A classifier gives the backbone. A detector gives all but what depends on the number of classes
     and anchors, where that differs, and laterals of levels that it does not have. A detector
-    without a count of batches had frozen BatchNorm without epsilon, as have torchvision's COCO
-    weights of v1.
+    without a count of batches had frozen BatchNorm, as have torchvision's COCO weights; with which
+    epsilon, our detector of the same kind knows.
 
     Args:
         path: see `read`. Names may be those of torchvision, and of timm for a classifier.
@@ -144,7 +154,10 @@ def init_from(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, str]
 
     # Variances as our normalisation takes them: only one that is frozen keeps its scale there.
     is_frozen = any(name.endswith("/scale") for name in names_of(batch_stats))
-    shift = (0.0 if of_detector and not counted else EPSILON) - (0.0 if is_frozen else EPSILON)
+    theirs = EPSILON
+    if of_detector and not counted and (detector := detector_of(list(before))):
+        theirs = detector.frozen_epsilon
+    shift = theirs - (0.0 if is_frozen else EPSILON)
     variances = [name for name in found if name.endswith("/var")]
     if shift and variances:
         found |= {name: found[name] + shift for name in variances}
