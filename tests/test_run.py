@@ -257,7 +257,7 @@ PHANTOM = ["--config=configs/phantom.py", "--workdir=w"]
         ([*PHANTOM, "--config.model.anchor_scales=()"], "config.model.anchor_scales"),
         (["--config=configs/phantom.py", "--workdir=/dev/null"], "/dev/null"),
         ([*PHANTOM, "--mode=evaluate"], "train first"),
-        ([*PHANTOM, "--config.model.num_scales=9"], "1..6"),
+        ([*PHANTOM, "--config.model.num_scales=9"], "between 1 and 6"),
         ([*PHANTOM, "--config.data.fusion=x"], "'x'"),
         ([*PHANTOM, "--config.data.eval_split=test"], "config.data.eval_split: 'test'"),
         ([*PHANTOM, "--config.model.levels=(3.5,5)"], "config.model.levels"),
