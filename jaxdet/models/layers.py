@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxdet import ConfigError
 from jaxdet.kernels import cpu, winograd
 
-EPSILON = 1e-5  # of every normalisation that learns: torch's
+EPSILON = 1e-5  # of normalisation that learns, unless a backbone has another: torch's
 
 # What torch calls the arrays of a layer.
 IN_TORCH = {
@@ -218,9 +218,17 @@ class Norm(nnx.Module):
         ConfigError: for channels that 8 does not divide.
     """
 
-    def __init__(self, kind: str, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        kind: str,
+        channels: int,
+        *,
+        epsilon: float = EPSILON,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         if kind == "batch":
-            self.layer = BatchNorm(channels, momentum=0.9, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+            self.layer = BatchNorm(channels, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
         elif kind == "frozen_batch":
             self.layer = FrozenBatchNorm(channels, dtype=dtype)
         elif kind == "group":
@@ -231,7 +239,7 @@ class Norm(nnx.Module):
                     f"GroupNorm needs channels in eights, not {channels}",
                 )
             self.layer = nnx.GroupNorm(
-                channels, num_groups=groups, epsilon=EPSILON, dtype=dtype, rngs=rngs
+                channels, num_groups=groups, epsilon=epsilon, dtype=dtype, rngs=rngs
             )
         else:
             raise ValueError(f"norm: {kind!r} is not one of batch, frozen_batch, group")
@@ -247,7 +255,7 @@ class Norm(nnx.Module):
         if isinstance(layer, FrozenBatchNorm):
             return scale_and_shift(layer, 0.0)
         if isinstance(layer, nnx.BatchNorm) and not train:
-            return scale_and_shift(layer, EPSILON)
+            return scale_and_shift(layer, layer.epsilon)
         return None
 
 

@@ -10,7 +10,16 @@ from jaxtyping import Array, Float
 
 from jaxdet import ConfigError
 from jaxdet.kernels import cpu
-from jaxdet.models.layers import Norm, OnesConv, conv, conv_norm, names_of_layer, relu, run_block
+from jaxdet.models.layers import (
+    EPSILON,
+    Norm,
+    OnesConv,
+    conv,
+    conv_norm,
+    names_of_layer,
+    relu,
+    run_block,
+)
 
 BLOCKS = {
     10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
@@ -149,8 +158,9 @@ class ResNet(nnx.Module):
         ConfigError: for a value it cannot follow.
     """
 
+    depths = tuple(BLOCKS)
     norms = ("batch", "frozen_batch", "group")
-    names = names_in_files()
+    names, epsilon = names_in_files(), EPSILON
 
     def __init__(
         self,
