@@ -74,19 +74,18 @@ def get_fields(size: str = "256") -> Fields:
             kind=tuple[str, ...], choices=AUGMENTATIONS, check=check_each_once,
             before=("affine", "grey_levels"),
         ),
-        # Of affine.
-        "augment.flip": Field(0.5, "probability", least=0, most=1),
-        "augment.scale": Field(0.15, "factor within 1 / 1.15 .. 1.15", least=0),
-        "augment.shift": Field(0.05, "share of the image", least=0),
-        "augment.rotate": Field(5.0, "degrees", least=0),
+        "augment.flip": Field(0.5, "of affine: probability of mirroring", least=0, most=1),
+        "augment.scale": Field(0.15, "of affine: factor within 1 / 1.15 .. 1.15", least=0),
+        "augment.shift": Field(0.05, "of affine: share of the image", least=0),
+        "augment.rotate": Field(5.0, "of affine: degrees", least=0),
         "augment.min_visible": Field(
-            0.3, "share of a box that must stay inside; of crop_and_zoom too", least=0, most=1
+            0.3, "of affine and crop_and_zoom: share of a box that must stay inside",
+            least=0, most=1,
         ),
-        # Of grey_levels.
-        "augment.brightness": Field(0.1, "share of the grey range", least=0),
-        "augment.contrast": Field(0.2, "factor within 1 / 1.2 .. 1.2", least=0),
-        "augment.gamma": Field(0.2, "exponent within 1 / 1.2 .. 1.2", least=0),
-        # Of the others; `before` matters to no run, as older ones do not apply them.
+        "augment.brightness": Field(0.1, "of grey_levels: share of the grey range", least=0),
+        "augment.contrast": Field(0.2, "of grey_levels: factor within 1 / 1.2 .. 1.2", least=0),
+        "augment.gamma": Field(0.2, "of grey_levels: exponent within 1 / 1.2 .. 1.2", least=0),
+        # Older runs apply none of the others: `before` is only there to be equal to the default.
         "augment.zoom_probability": Field(
             0.5, "of crop_and_zoom: that it happens to a film", least=0, most=1, before=0.5
         ),
@@ -105,7 +104,7 @@ def get_fields(size: str = "256") -> Fields:
             least=0, most=1, before=0.1,
         ),
         "augment.paste_overlap": Field(
-            0.1, "of paste_findings: share of another finding that may be pasted over",
+            0.1, "of paste_findings: share of another finding's box that may be pasted over",
             least=0, most=1, before=0.1,
         ),
         #

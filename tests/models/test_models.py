@@ -193,6 +193,16 @@ def test_max_pool_equals_reduce_window(size):
     np.testing.assert_array_equal(jit(resnet.max_pool_3x3_stride_2)(x), expected)
 
 
+@pytest.mark.parametrize("kind", ["batch", "frozen_batch"])
+def test_a_norm_that_is_fixed_is_a_scale_and_a_shift(kind):
+    """With whichever epsilon."""
+    norm = layers.Norm(kind, 3, epsilon=0.5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    norm.layer.mean[...], norm.layer.var[...] = jnp.array([1.0, 2, 3]), jnp.array([0.1, 1, 4])
+    x = jnp.array(np.random.default_rng(0).normal(size=(1, 2, 2, 3)), jnp.float32)
+    scale, shift = norm.fixed(train=False)
+    np.testing.assert_allclose(norm(x, False), x * scale + shift, rtol=1e-5)
+
+
 @pytest.mark.parametrize("channels,groups", [(64, 32), (40, 8)])
 def test_group_norm_has_32_groups_or_8(channels, groups):
     norm = layers.Norm("group", channels, dtype=jnp.float32, rngs=nnx.Rngs(0))
