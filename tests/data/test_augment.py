@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from configs import retina
 from jaxdet import InputError
 from jaxdet.data.augment import (
     AUGMENTATIONS,
@@ -17,7 +18,7 @@ from jaxdet.data.images import normalize
 from jaxdet.ops.boxes import Targets
 
 NOTHING = {
-    "apply": ("affine", "grey_levels"),
+    **retina.get_config().augment,
     "flip": 0.0, "scale": 0.0, "shift": 0.0, "rotate": 0.0, "min_visible": 0.3,
     "brightness": 0.0, "contrast": 0.0, "gamma": 0.0,
     "zoom_probability": 1.0, "zoom_in": 0.0, "zoom_out": 0.0,
