@@ -5,10 +5,12 @@ from pathlib import Path
 
 import flax
 import jax
+from ml_collections import ConfigDict
 
 from jaxdet import InputError
+from jaxdet.data.augment import AUGMENTATIONS
 from jaxdet.data.splits import describe_eval_split
-from jaxdet.doors import takes
+from jaxdet.doors import fields_of, takes
 from jaxdet.inference.detector import Loaded
 from jaxdet.models import DETECTORS
 from jaxdet.runs.workdir import Run
@@ -60,7 +62,7 @@ def model_card(
         f"{train.weight_decay:g}, seed {config.seed}",
         "Started from": config.model.init_from or "random numbers",
         "Losses": f"{config.loss.class_loss} and {config.loss.box}{_matching(config)}",
-        "Augmentation": ", ".join(f"{name} {value:g}" for name, value in config.augment.items()),
+        "Augmentation": _augmentation(config) or "none",
     }
     return "\n".join(
         [
@@ -106,6 +108,15 @@ def _read_scores(path: Path) -> dict | None:
             f"{path}: not an evaluation of this version: --mode=evaluate writes it anew"
         ) from error
     return scores
+
+
+def _augmentation(config: ConfigDict) -> str:
+    """What is applied, with its fields."""
+    said = []
+    for name in config.augment.apply:
+        fields = fields_of(AUGMENTATIONS[name], config.augment)
+        said.append(f"{name} ({', '.join(f'{field} {x}' for field, x in fields.items())})")
+    return "; ".join(said)
 
 
 def _section(title: str, facts: dict[str, str]) -> list[str]:
@@ -170,6 +181,6 @@ def _limits(loaded: Loaded, run: Run, scores: dict | None) -> list[str]:
         "A score is no probability; at which score a box is worth a look depends on the use.",
         "Any other finding than the classes above goes unseen.",
     ]
-    if config.augment.flip:
+    if "affine" in config.augment.apply and config.augment.flip:
         limits.append("Trained with mirrored films: it does not tell a film that was turned over.")
     return limits

@@ -18,12 +18,17 @@ frozen BatchNorm in such files.
 A backbone is a module with `out_channels`, the channels of C2 to C5, that makes those four of
 images: `backbone(images, train) -> [C2, C3, C4, C5]`, C at level l 1/2**l of the image, rounded up.
 What comes first in it is called `stem`, the rest `stages/0` to `stages/3` (for the learning rate,
-and what is frozen); `names` has what files of others call its arrays, and may be empty. Its
-arguments are fields of `config.model.backbone`, by name.
+and what is frozen). Its arguments are those fields of `config.model.backbone` that its signature
+names; `depths` has what `depth` may be, if it takes one. `names` has what files of others call its
+arrays, and may be empty; `epsilon` is that of its normalisation.
+
+Random layers, such as `nnx.Dropout(rate, rngs=rngs)`, draw from what `seed` gives them in each step
+of training, and are no part of the state: nothing of them is saved.
 """
 
 from typing import Any
 
+import jax
 from flax import nnx
 
 from jaxdet.doors import choose, fields_of
@@ -75,8 +80,20 @@ def as_if_planned(model: Any) -> dict[str, Any]:
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Its structure, its parameters, and its BatchNorm statistics (`batch_stats`)."""
+    """Its structure, its parameters, and its BatchNorm statistics (`batch_stats`).
+
+    The keys of its random layers are taken away, see `seed`.
+    """
+    nnx.pop(model, nnx.RngState)
     return nnx.split(model, nnx.Param, nnx.BatchStat)
+
+
+def seed(model: nnx.Module, key: jax.Array) -> None:
+    """Give each random layer of a merged model a key of its own, made from `key`."""
+    streams = [part for _, part in nnx.iter_graph(model) if isinstance(part, nnx.RngStream)]
+    for i, stream in enumerate(streams):
+        fresh = nnx.RngStream(jax.random.fold_in(key, i), tag=stream.tag)
+        stream.key, stream.count = fresh.key, fresh.count
 
 
 def abstract(

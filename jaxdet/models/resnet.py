@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxdet import ConfigError
 from jaxdet.models.layers import (
+    EPSILON,
     Norm,
     OnesConv,
     conv,
@@ -127,8 +128,9 @@ class ResNet(nnx.Module):
         ConfigError: for a value it cannot follow.
     """
 
+    depths = tuple(BLOCKS)
     norms = ("batch", "frozen_batch", "group")
-    names = names_in_files()
+    names, epsilon = names_in_files(), EPSILON
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from jaxdet.data.batches import make_targets, read_ahead, training_batches
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.inference.detector import Detector, Loaded
+from jaxdet.models import BACKBONES
 from jaxdet.models.weights.init_from import init_from
 from jaxdet.runs import checkpoint, parallel, signals, workdir
 from jaxdet.runs.fields import Fields
@@ -73,9 +74,10 @@ def train(
     detector = Detector(config, dataset.num_classes, mesh)
     abstract = jax.eval_shape(init)
     weights = Path(os.path.expanduser(config.model.init_from))
+    backbone = BACKBONES[config.model.backbone.name]
     if config.model.init_from and not checkpoint.exists(folder):
         # Only to see that it fits, before anything is written.
-        init_from(weights, abstract.params, abstract.batch_stats)
+        init_from(weights, abstract.params, abstract.batch_stats, backbone)
     check_room(folder, abstract)
 
     scores_by_step = workdir.read_scores(folder) if checkpoint.exists(folder) else {}
@@ -85,7 +87,7 @@ def train(
             with stage("compiling"):
                 state = jax.block_until_ready(init())
             if config.model.init_from:
-                state = with_pretrained_weights(state, weights, mesh)
+                state = with_pretrained_weights(state, weights, backbone, mesh)
         else:
             abstract = checkpoint.abstract_of(abstract, parallel.replicated(mesh))
             items, newest = checkpoint.restore_newest(manager, **abstract.to_items())
@@ -192,9 +194,11 @@ def check_room(folder: Path, state: TrainState) -> None:
         )
 
 
-def with_pretrained_weights(state: TrainState, file: Path, mesh: jax.sharding.Mesh) -> TrainState:
+def with_pretrained_weights(
+    state: TrainState, file: Path, backbone: type[nnx.Module], mesh: jax.sharding.Mesh
+) -> TrainState:
     """The first state with the weights of a file, see `init_from`."""
-    params, batch_stats, report = init_from(file, state.params, state.batch_stats)
+    params, batch_stats, report = init_from(file, state.params, state.batch_stats, backbone)
     print(report)
     params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))
     # Copied, as a donated state must not hold one array twice.

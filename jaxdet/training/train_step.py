@@ -1,5 +1,6 @@
 """What changes in a run, and the step that changes it; no data tool is needed here."""
 
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -58,6 +59,8 @@ def make_train_step(
 
         def loss_fn(params):
             model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
+            # Far from the small numbers that `augment` splits the key by.
+            models.seed(model, jax.random.fold_in(key, zlib.crc32(b"model")))
             outputs = model(normalize(batch["images"]), train=True)
             losses = model.losses(outputs, Targets.of_batch(batch))
             _, _, batch_stats = models.split(model)

@@ -105,7 +105,7 @@ def network(version, folder, dtype=jnp.float32):
     file = folder / f"{version}.npz"
     if not file.exists():
         np.savez(file, **state_of(version))
-    params, batch_stats, _ = init_from(file, params, batch_stats)
+    params, batch_stats, _ = init_from(file, params, batch_stats, ResNet)
     return graphdef, *jax.tree.map(jnp.array, (params, batch_stats))
 
 
@@ -219,7 +219,7 @@ def losses_and_gradients(version, batch, folder):
         mask = np.stack([real & (batch == "mixed"), np.zeros_like(real)])
         (_, parts), gradients = gradients_function(version, folder)(mask)
     gradients, state = networks.names(gradients), state_of(version)
-    names, result = names_in_file(list(gradients), state), {}
+    names, result = names_in_file(list(gradients), state, ResNet), {}
     for name, value in gradients.items():
         (theirs,) = (key for key in names[name] if key in state)
         value = np.asarray(value)
