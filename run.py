@@ -107,8 +107,7 @@ def score() -> None:
 
         about = {"submission": submission_path.absolute(), "annotations": truth_path.absolute()}
         page = evaluation_page(
-            case, result, title=submission_path.name, other=other, about=about,
-            bootstrap_samples=FLAGS.bootstrap,
+            case, result, title=submission_path.name, other=other, about=about
         )  # fmt: skip
         write_atomically(report, page)
 

@@ -12,7 +12,8 @@ from PIL import Image
 from jaxdet.data import images
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation.compare import credit
-from jaxdet.evaluation.scores import IOU_THRESHOLD, Case
+from jaxdet.evaluation.metrics import IOU_THRESHOLD
+from jaxdet.evaluation.scores import Case
 from jaxdet.ops import metrics
 from jaxdet.ops.boxes import BoxTable
 
