@@ -24,8 +24,9 @@ def test_train_leaves_every_file_of_the_contract(trained):
     }  # fmt: skip
     scores = json.loads((workdir / "evaluation.json").read_text())
     assert list(scores) == [
-        "mAP@0.4", "mAP14@0.4", "AP", "mAP@0.5", "mAP@0.75", "num_images", "ground_truth",
-        "FROC", "95% interval", "checkpoint", "split", "inference",
+        "mAP@0.4", "mAP14@0.4", "AP", "mAP@0.5", "mAP@0.75", "mAP@0.5:0.95", "wAFROC", "AUC",
+        "metrics", "num_images", "ground_truth", "FROC", "95% interval", "checkpoint", "split",
+        "inference",
     ]  # fmt: skip
     assert len(scores["AP"]) == 15 and scores["AP"]["Atelectasis"] is None
     assert scores["ground_truth"] == "wbf@0.4"

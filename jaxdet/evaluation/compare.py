@@ -1,4 +1,4 @@
-"""Comparing two runs: the differences of their scores, with intervals, and the images that differ."""
+"""Comparing two runs: differences of their metrics with intervals, and where they differ most."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

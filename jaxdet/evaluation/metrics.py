@@ -28,7 +28,7 @@ from jaxdet.ops.boxes import NO_FINDING_BOX, BoxTable
 
 IOU_THRESHOLD = 0.4  # of the task
 BEST_BY = f"mAP@{IOU_THRESHOLD:g}"  # unless `evaluation.best_by` says otherwise
-COCO_IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+COCO_IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 COCO_DETECTIONS = 100  # of an image and class, at most
 AT_ONCE = 2**27  # detections times samples that a metric is given: 0.5 GB where it gathers them
 

@@ -75,7 +75,7 @@ class Case(NamedTuple):
             scores["95% interval"] = self.intervals(samples)
         return scores
 
-    def to_json(self, value: np.ndarray) -> float | dict[str, float | None] | None:
+    def to_json(self, value: np.ndarray | np.floating) -> float | dict[str, float | None] | None:
         """A metric's number, or its number for each class by name; None for NaN."""
         if value.ndim:
             names = (*self.class_names, NO_FINDING)
