@@ -1,4 +1,4 @@
-"""Films with what was found drawn on them, to be looked at."""
+"""Films with detections drawn on them."""
 
 import io
 from collections.abc import Collection, Sequence
@@ -15,8 +15,8 @@ from jaxdet.inference.predict import Pictures
 from jaxdet.ops.boxes import BoxTable
 from jaxdet.runs.workdir import write_atomically
 
-SCORE = 0.3  # what scores less is not drawn; the files of detections have it
-MOST = 20  # boxes of a film, those that score highest
+SCORE = 0.3  # boxes below it are not drawn; the files of detections have them
+MOST = 20  # boxes drawn on a film, at most: those with the highest scores
 SIDES = (512, 1024)  # the longer side of a picture in pixels, at least and at most
 COLORS = ("#ffc857", "#6cb8ff", "#ff7b6b", "#58d6a0", "#d3a4ff", "#ff9fd0", "#6fe0e0", "#b9e769",
           "#ffb38a", "#9aa8ff")  # fmt: skip
@@ -29,11 +29,11 @@ def write(
     class_names: Sequence[str],
     inverted: Collection[int] = (),
 ) -> None:
-    """Write `folder`/<image_id>.png for each file, read anew, as films are too large to keep.
+    """Write `folder`/<image_id>.png for each file, read again, as films are too large to keep.
 
     Args:
         table: detections in pixels of the originals; `image` counts the pictures.
-        inverted: those that the detector was given as negatives.
+        inverted: images that were inverted before detection.
 
     Raises:
         InputError: if one cannot be written there.
@@ -59,11 +59,11 @@ def draw(
     scores: Float[np.ndarray, "n"],
     class_names: Sequence[str],
 ) -> Image.Image:
-    """A film in its own proportions with its boxes, each with class and score, and a line below.
+    """A film in its own aspect ratio with boxes, classes and scores, and a line of text below.
 
     Args:
         size: (height, width) of the original in pixels, which `boxes` are in.
-        labels: of each box; the number of classes is "No finding", which goes into the line.
+        labels: of each box; the number of classes stands for "No finding", which is in that line.
     """
     height, width = size
     scale = np.clip(max(size), *SIDES) / max(size)
@@ -112,10 +112,10 @@ def place_labels(
     sizes: Sequence[tuple[int, int]],
     canvas: tuple[int, int],
 ) -> list[tuple[int, int] | None]:
-    """Where the label of each box has its upper left corner: inside the canvas, none on another.
+    """The upper left corner of each box's label: inside the canvas, and no label on another.
 
-    At a corner of its box if it can be, above or below it first, else at the nearest place that is
-    free; None where there is none. Earlier boxes choose first.
+    At a corner of its box if possible, above or below the box first; else at the nearest free
+    place; None if there is none. Labels are placed in the order of the boxes.
 
     Args:
         boxes: (x1, y1, x2, y2) in pixels of the canvas.

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a workdir: `evaluation.json` and `report.html`."""
+"""The files of an evaluation: `evaluation.json` and `report.html`."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def write_crossval(case: scores.Case, config: ConfigDict, dataset: Dataset, fold
 
 
 def _about(evaluator: Evaluator, folder: Path) -> dict[str, str]:
-    """What was run, for people."""
+    """Facts about the run, for people."""
     config, (_, run) = evaluator.config, workdir.read_config(folder)
     fields = {
         "workdir": str(folder.absolute()),
