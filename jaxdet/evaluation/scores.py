@@ -86,7 +86,7 @@ class Case(NamedTuple):
         """The 95 % interval [low, high] of each metric, for each class where it has classes.
 
         Args:
-            samples: as `metrics.bootstrap` gives them; or none, and all intervals are None.
+            samples: as `metrics.bootstrap` gives them. An interval is None if all are NaN.
         """
         names = (*self.class_names, NO_FINDING)
 

@@ -82,6 +82,15 @@ def test_coco_matches_as_the_rule_in_loops(found, truth):
     )
 
 
+def test_of_equal_ious_coco_takes_the_last():
+    """The first detection takes the second truth, and the second one is left without."""
+    truth = [(0, 0, 0, 0, 10, 10, 1), (0, 0, 2, 0, 12, 10, 1)]
+    found = [(0, 0, 1, 0, 11, 10, 0.9), (0, 0, 2, 0, 12, 10, 0.8)]
+    assert ops.coco_true_positives(table(found), table(truth), [0.75]).tolist() == [[True, False]]
+    precision = pycocotools_precision(found, truth, 1, [0.75], np.array([0.25, 0.75]), 100)
+    assert precision[0, :, 0] == pytest.approx([1, 0])
+
+
 @given(rows, st.integers(1, 3))
 def test_top_of_each_image(found, limit):
     found.sort(key=lambda row: -row[6])
