@@ -143,6 +143,7 @@ def credit(case: Case, detections: BoxTable) -> Float[np.ndarray, "images"]:
 
     Precision stands for the score, so that runs with scores on different scales can be compared.
     """
+    detections = case.judged(detections)
     found = detections.labels < len(case.class_names)
     detections = BoxTable(*(column[found] for column in detections))
     is_true, _ = true_positives(detections, case.truth, IOU_THRESHOLD)

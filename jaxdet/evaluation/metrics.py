@@ -48,16 +48,40 @@ class Matched(NamedTuple):
     num_classes: int
     target: Int[np.ndarray, "n"]  # the truth of its image and class with the highest IoU, or -1
     overlap: Float[np.ndarray, "n"]  # that IoU
+    in_crowd: Float[np.ndarray, "n"]  # the share of its area in a crowd, see `share_in_crowds`
 
     def is_true(self, iou_threshold: float = IOU_THRESHOLD) -> Bool[np.ndarray, "n"]:
         """Which detections are true positives, by PASCAL VOC's rule."""
         return ops.first_to_reach(self.target, self.overlap, iou_threshold)
 
+    def ignored(self, iou_threshold: float = IOU_THRESHOLD) -> Bool[np.ndarray, "n"]:
+        """Which detections are no false positives either, as they are in a crowd."""
+        return (self.in_crowd > iou_threshold) & ~self.is_true(iou_threshold)
 
-def match(detections: BoxTable, truth: BoxTable, num_images: int, num_classes: int) -> Matched:
-    """The detections by score, matched to the truth."""
+    def select(self, chosen: Bool[np.ndarray, "n"]) -> "Matched":
+        """Without the detections that are not chosen."""
+        return self._replace(
+            detections=BoxTable(*(column[chosen] for column in self.detections)),
+            target=self.target[chosen],
+            overlap=self.overlap[chosen],
+            in_crowd=self.in_crowd[chosen],
+        )
+
+
+def match(
+    detections: BoxTable,
+    truth: BoxTable,
+    num_images: int,
+    num_classes: int,
+    crowds: BoxTable | None = None,
+) -> Matched:
+    """The detections by score, matched to the truth; with COCO's crowds, if there are any."""
     detections = ops.by_score(detections)
-    return Matched(detections, truth, num_images, num_classes, *ops.match(detections, truth))
+    in_crowd = np.zeros(len(detections.image))
+    if crowds is not None:
+        in_crowd = ops.share_in_crowds(detections, crowds)
+    matches = ops.match(detections, truth)
+    return Matched(detections, truth, num_images, num_classes, *matches, in_crowd)
 
 
 def average_precision(
@@ -67,8 +91,9 @@ def average_precision(
     that have ground truth: with "No finding" (mAP@T) and without (mAP<classes>@0.4)."""
     thresholds = (IOU_THRESHOLD, *more_iou_thresholds)
     is_true = np.stack([matched.is_true(threshold) for threshold in thresholds])
+    ignored = np.stack([matched.ignored(threshold) for threshold in thresholds])
     aps = ops.weighted_average_precision(
-        is_true, matched.detections, matched.truth, matched.num_classes + 1, weights
+        is_true, matched.detections, matched.truth, matched.num_classes + 1, weights, ignored
     )
     first, num_classes = aps[:, 0], matched.num_classes
     return {
@@ -90,10 +115,11 @@ def coco(matched: Matched, weights: Weights) -> dict[str, Values]:
     """
     kept = ops.top_of_each_image(matched.detections, COCO_DETECTIONS)
     kept &= matched.detections.labels < matched.num_classes
-    detections = BoxTable(*(column[kept] for column in matched.detections))
-    is_true = ops.coco_true_positives(detections, matched.truth, COCO_IOU_THRESHOLDS)
+    matched = matched.select(kept)
+    is_true = ops.coco_true_positives(matched.detections, matched.truth, COCO_IOU_THRESHOLDS)
+    ignored = (matched.in_crowd >= np.array(COCO_IOU_THRESHOLDS)[:, None]) & ~is_true
     aps = ops.weighted_average_precision(
-        is_true, detections, matched.truth, matched.num_classes, weights
+        is_true, matched.detections, matched.truth, matched.num_classes, weights, ignored
     )
     return {"mAP@0.5:0.95": ops.mean_of_classes(aps.mean(axis=1))}
 
@@ -101,6 +127,7 @@ def coco(matched: Matched, weights: Weights) -> dict[str, Values]:
 def weighted_afroc(matched: Matched, weights: Weights) -> dict[str, Values]:
     """Area under the weighted AFROC curve of all findings (Chakraborty & Zhai 2016): lesions found,
     of an image with equal weights, against false positives of normal images."""
+    matched = matched.select(~matched.ignored())
     area = ops.weighted_afroc_area(
         matched.detections,
         matched.is_true(),
@@ -114,6 +141,7 @@ def weighted_afroc(matched: Matched, weights: Weights) -> dict[str, Values]:
 
 def image_auc(matched: Matched, weights: Weights) -> dict[str, Values]:
     """Area under the ROC curve of "any finding": images with findings against normal ones."""
+    matched = matched.select(~matched.ignored())
     scores, abnormal = any_finding(
         matched.detections, matched.truth, matched.num_images, matched.num_classes
     )

@@ -44,10 +44,19 @@ class Case(NamedTuple):
     truth: BoxTable
     method: str  # how the truth was made from the readers' boxes
     detections: BoxTable
+    crowds: BoxTable | None = None  # regions where false positives do not count (COCO)
+
+    def judged(self, detections: BoxTable) -> BoxTable:
+        """Some detections of these images without those that crowds leave out at IoU 0.4."""
+        if self.crowds is None:
+            return detections
+        matched = self._replace(detections=detections).matched()
+        return matched.select(~matched.ignored()).detections
 
     def matched(self) -> metrics.Matched:
         """The detections matched to the truth."""
-        return metrics.match(self.detections, self.truth, len(self.ids), len(self.class_names))
+        sizes = len(self.ids), len(self.class_names)
+        return metrics.match(self.detections, self.truth, *sizes, self.crowds)
 
     def summarize(
         self, evaluation: Mapping[str, Any] | None = None, bootstrap_samples: int = 0
@@ -102,7 +111,7 @@ class Case(NamedTuple):
 
     def _froc(self) -> dict[str, Any]:
         each, pooled = ops.froc(
-            self.detections,
+            self.judged(self.detections),
             self.truth,
             len(self.ids),
             metrics.IOU_THRESHOLD,
@@ -139,6 +148,7 @@ def of_files(
     detected_ids: Sequence[str],
     detections: BoxTable,
     method: str,
+    crowds: Sequence[tuple[int, int, tuple[float, ...]]] = (),
 ) -> Case:
     """The case of a file of detections and a file of readers' rows.
 
@@ -160,7 +170,11 @@ def of_files(
     all_ids = list(dict.fromkeys([*ids, *detected_ids]))
     truth = ground_truth(method, image, labels, readers, boxes, len(class_names))
     detections = renumber(detections, detected_ids, all_ids)
-    return Case(all_ids, class_names, truth, method, detections)
+    regions = None
+    if crowds:
+        columns = [np.array(column) for column in zip(*crowds, strict=True)]
+        regions = BoxTable(*columns, np.ones(len(crowds)))
+    return Case(all_ids, class_names, truth, method, detections, regions)
 
 
 def number_names(scores: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxdet.ops.boxes import BoxTable, iou
+from jaxdet.ops.boxes import BoxTable, area, iou
 
 FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # per image: the rates of the LUNA16 challenge
 _SAMPLES_AT_ONCE = 64  # of `average_precision`: more no longer fit a CPU's cache
@@ -92,6 +92,21 @@ def true_positives(
     return is_true, target
 
 
+def share_in_crowds(detections: BoxTable, crowds: BoxTable) -> Float[np.ndarray, "n"]:
+    """For each detection the largest share of its area inside a crowd of its image and class.
+
+    A crowd is a region in which COCO does not count false positives (`iscrowd` of pycocotools).
+    """
+    result, whole = np.zeros(len(detections.image)), area(detections.boxes)
+    for image, label, box in zip(crowds.image, crowds.labels, crowds.boxes, strict=True):
+        mine = np.flatnonzero((detections.image == image) & (detections.labels == label))
+        boxes = detections.boxes[mine]
+        corners = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+        share = area(np.concatenate(corners, axis=1)) / np.maximum(whole[mine], 1e-9)
+        result[mine] = np.maximum(result[mine], share)
+    return result
+
+
 def top_of_each_image(detections: BoxTable, limit: int) -> Bool[np.ndarray, "n"]:
     """Which detections are among the `limit` best of their image and class.
 
@@ -167,13 +182,22 @@ def weighted_average_precision(
     truth: BoxTable,
     num_classes: int,
     weights: Int[np.ndarray, "samples images"],
+    ignored: Bool[np.ndarray, "thresholds n"] | None = None,
 ) -> Float[np.ndarray, "samples thresholds classes"]:
     """Average precision in each sample at each threshold of each class; NaN without ground truth.
 
     Args:
         is_true: true positives at each IoU threshold.
         detections: best score first.
+        ignored: detections that do not count at each threshold, such as those in crowds.
     """
+    if ignored is not None and ignored.any():
+        parts = []
+        for hits, out in zip(is_true, ignored, strict=True):
+            table = BoxTable(*(column[~out] for column in detections))
+            part = hits[None, ~out], table, truth, num_classes, weights
+            parts.append(weighted_average_precision(*part))
+        return np.concatenate(parts, axis=1)
     result = np.full((len(weights), len(is_true), num_classes), np.nan)
     rows_of = [np.flatnonzero(detections.labels == label) for label in range(num_classes)]
     truth_of = [truth.image[truth.labels == label] for label in range(num_classes)]

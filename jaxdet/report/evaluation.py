@@ -58,6 +58,8 @@ def evaluation_page(
         about: facts about the run, by name.
         config: of the run.
     """
+    case = case._replace(detections=case.judged(case.detections))
+    other = other if other is None else case.judged(other)
     num_classes = len(case.class_names)
     findings = bool(np.any(case.truth.labels < num_classes))
     against = scores.get("against")

@@ -10,7 +10,7 @@ from configs import retina
 from jaxdet.data.batches import Targets, decode_all, make_targets, training_batches
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.inference.detector import Detector
-from jaxdet.kernels import cpu
+from jaxdet.kernels import switch
 from jaxdet.runs import checkpoint, parallel
 from jaxdet.runs import config as configs
 from jaxdet.training import train_step
@@ -77,7 +77,7 @@ def test_the_step_on_a_gpu_calls_nothing_from_outside_and_convolves_in_bfloat16(
     config, batches, monkeypatch
 ):
     """As it is handed to XLA: no host, no solver, no layer of the CPU's kind."""
-    monkeypatch.setattr(cpu, "on_cpu", lambda: False)
+    monkeypatch.setattr(switch, "target", lambda: "gpu")
     config.model.dtype = "bfloat16"
     init, step = train_step.compile_training(config, 14, parallel.make_mesh())
     batch = parallel.shard_batch(batches[0], parallel.make_mesh())
