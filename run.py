@@ -94,14 +94,13 @@ def score() -> None:
     method = FLAGS.ground_truth or "raw"
     case = scores.of_files(*columns, ids, detections, method, truth.crowds)
     result, other = case.summarize(bootstrap_samples=FLAGS.bootstrap), None
-    case = case._replace(detections=case.judged(case.detections))
     if against := path("against"):
         from jaxdet.evaluation.compare import compare
 
         other_ids, other = read(against)
         if set(other_ids) != set(ids):
             raise InputError(f"--against: {against} is of other images than {submission_path}")
-        other = case.judged(scores.renumber(other, other_ids, case.ids))
+        other = scores.renumber(other, other_ids, case.ids)
         result["against"] = compare(
             case, other, str(against), bootstrap_samples=FLAGS.bootstrap or 1000
         )
@@ -112,8 +111,7 @@ def score() -> None:
 
         about = {"submission": submission_path.absolute(), "annotations": truth_path.absolute()}
         page = evaluation_page(
-            case, result, title=submission_path.name, other=other, about=about,
-            bootstrap_samples=FLAGS.bootstrap,
+            case, result, title=submission_path.name, other=other, about=about
         )  # fmt: skip
         write_atomically(report, page)
 

@@ -12,6 +12,7 @@ every field there is, each with what it means and may be; other configs change s
 from ml_collections import ConfigDict
 
 from jaxdet.data.augment import AUGMENTATIONS, check_each_once
+from jaxdet.evaluation.metrics import BEST_BY, METRICS, check_metrics
 from jaxdet.models import BACKBONES, DETECTORS
 from jaxdet.ops import fusion
 from jaxdet.ops.box_coder import BOX_CODERS
@@ -243,6 +244,14 @@ def get_fields(size: str = "256") -> Fields:
         #
         "evaluation.ground_truth": Field(
             "wbf@0.4", 'or "raw", or another of ops.fusion', check=fusion.parse, **free
+        ),
+        "evaluation.metrics": Field(
+            tuple(METRICS), "computed in each evaluation; average_precision always",
+            kind=tuple[str, ...], choices=METRICS, check=check_metrics, **free,
+        ),
+        "evaluation.best_by": Field(
+            BEST_BY, "the metric of which the highest value makes a checkpoint the best",
+            before="mAP@0.4", **free,
         ),
         "evaluation.more_iou_thresholds": Field(
             (0.5, 0.75), "besides 0.4", least=0, most=1, **free

@@ -1,5 +1,6 @@
 """Training: one loop that reads from top to bottom."""
 
+import math
 import os
 import shutil
 import time
@@ -15,6 +16,7 @@ from jaxdet import InputError
 from jaxdet.data.batches import make_targets, read_ahead, training_batches
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation.evaluate import Evaluator
+from jaxdet.evaluation.metrics import check_best_by
 from jaxdet.inference.detector import Detector, Loaded
 from jaxdet.models import BACKBONES
 from jaxdet.models.weights.init_from import init_from
@@ -55,6 +57,7 @@ def train(
     batch_size = config.train.batch_size
     parallel.check_batch_size("train.batch_size", batch_size)
     parallel.check_batch_size("evaluation.batch_size", config.evaluation.batch_size)
+    check_best_by(config.evaluation.to_dict(), dataset.class_names)
     targets = make_targets(train_set, config.data.fusion, config.data.image_size)
     print(
         f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on; "
@@ -80,7 +83,8 @@ def train(
         init_from(weights, abstract.params, abstract.batch_stats, backbone)
     check_room(folder, abstract)
 
-    scores_by_step = workdir.read_scores(folder) if checkpoint.exists(folder) else {}
+    best_by = config.evaluation.best_by
+    scores_by_step = workdir.read_scores(folder, best_by) if checkpoint.exists(folder) else {}
     with checkpoint.open_manager(folder, scores_by_step) as manager:
         # Where to begin.
         if manager.latest_step() is None:
@@ -109,9 +113,10 @@ def train(
         def evaluate(step):
             with stage("evaluating"):
                 scores = evaluator.score(state.weights(), between=stop_if_asked)
-            scores_by_step[step] = scores[workdir.METRIC]
-            log(step, {k: v for k, v in scores.items() if k == "AP" or isinstance(v, float)})
-            progress.write(f"step {step}: {workdir.METRIC} {scores[workdir.METRIC]:.3f}")
+            log(step, {name: scores[name] for name in scores["metrics"]})
+            if scores[best_by] is not None:
+                scores_by_step[step] = scores[best_by]
+            progress.write(f"step {step}: {best_by} {scores_by_step.get(step, math.nan):.3f}")
 
         # The loop. In it a signal waits for the end of a step, and for its checkpoint.
         agree, watchdog = parallel.make_agree(mesh), parallel.Watchdog()
