@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -61,6 +62,11 @@ def write_crossval(case: scores.Case, config: ConfigDict, dataset: Dataset, fold
         about={"workdir": folder.absolute(), "dataset": config.data.name},
     )  # fmt: skip
     workdir.write_atomically(folder / "report.html", page)
+
+
+def write_page(path: Path, case: scores.Case, result: dict[str, Any], **more: Any) -> None:
+    """Write a report without a run; `more` is for `evaluation_page`."""
+    workdir.write_atomically(path, evaluation_page(case, result, **more))
 
 
 def _about(evaluator: Evaluator, folder: Path) -> dict[str, str]:
