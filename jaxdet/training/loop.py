@@ -198,5 +198,5 @@ def with_pretrained_weights(state: TrainState, file: Path, mesh: jax.sharding.Me
     print(report)
     params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))
     # Copied, as a donated state must not hold one array twice.
-    ema_params: nnx.State = jax.tree.map(jnp.copy, params)
-    return state._replace(params=params, ema_params=ema_params, batch_stats=batch_stats)
+    ema_weights: nnx.State = jax.tree.map(jnp.copy, params)
+    return state._replace(params=params, ema_weights=ema_weights, batch_stats=batch_stats)

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
+from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxdet.doors import choose
@@ -38,6 +40,29 @@ def sgd(
 OPTIMIZERS = {"adamw": adamw, "sgd": sgd}
 
 
+def clip(limit: float) -> optax.GradientTransformationExtraArgs:
+    """Makes a gradient shorter whose norm is above the limit.
+
+    Its update takes the norm as an argument, since the step logs it and has a faster way to it than
+    `optax.clip_by_global_norm`.
+    """
+
+    def update(updates, state, params=None, *, norm, **_):
+        factor = jnp.minimum(1, limit / norm)
+        return jax.tree.map(lambda x: x * factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def average(mean: nnx.State, params: nnx.State, step: jax.Array, decay: float) -> nnx.State:
+    """The exponential moving average of the parameters, one step on.
+
+    A young average follows closely, or it would remember the random start for long.
+    """
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(params, mean, 1 - decay)
+
+
 def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.GradientTransformation:
     """The optimiser of `config.optimizer`. Kernels decay; the rest does not.
 
@@ -67,7 +92,7 @@ def make_optimizer(config: ConfigDict, frozen: tuple[str, ...]) -> optax.Gradien
     update = choose(OPTIMIZERS, config.optimizer, config)(make_schedule(config), decays)
     scales = {"frozen": 0.0, "backbone": config.backbone_lr_multiplier, "rest": 1.0}
     return optax.chain(
-        optax.identity(),  # the place of clipping, now in the step: checkpoints number the parts
+        clip(config.clip_norm),
         update,
         optax.partition(
             {name: optax.scale(scale) for name, scale in scales.items()},

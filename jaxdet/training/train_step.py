@@ -16,7 +16,7 @@ from jaxdet.data.images import normalize
 from jaxdet.kernels.compilation import jit, jit_to_run_once
 from jaxdet.ops.boxes import Targets
 from jaxdet.runs import parallel
-from jaxdet.training.optimizer import make_optimizer, make_schedule
+from jaxdet.training.optimizer import average, make_optimizer, make_schedule
 
 
 class TrainState(NamedTuple):
@@ -26,31 +26,32 @@ class TrainState(NamedTuple):
     params: nnx.State
     batch_stats: nnx.State
     opt_state: optax.OptState
-    ema_params: nnx.State  # exponential moving average: what is evaluated and kept as "weights"
+    ema_weights: nnx.State  # exponential moving average: what is evaluated and kept as "weights"
     skipped_steps: jax.Array  # steps whose loss or gradient was not finite, and
     skipped_in_a_row: jax.Array  # those since the last that was
 
     def weights(self) -> dict[str, nnx.State]:
         """What inference needs."""
-        return {"params": self.ema_params, "batch_stats": self.batch_stats}
+        return {"params": self.ema_weights, "batch_stats": self.batch_stats}
 
     def to_items(self) -> dict[str, dict]:
         """The two items of a checkpoint: what inference needs, and the rest."""
         rest = self._asdict()
-        del rest["ema_params"], rest["batch_stats"]
+        del rest["ema_weights"], rest["batch_stats"]
         return {"weights": self.weights(), "training": rest}
 
     @classmethod
     def from_items(cls, items: dict[str, dict]) -> "TrainState":
         """The inverse of `to_items`."""
         weights, rest = items["weights"], items["training"]
-        return cls(ema_params=weights["params"], batch_stats=weights["batch_stats"], **rest)
+        return cls(ema_weights=weights["params"], batch_stats=weights["batch_stats"], **rest)
 
 
 def make_train_step(
     config: ConfigDict, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """The step (state, batch) -> (state, metrics), a pure function to be jitted."""
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -70,19 +71,18 @@ def make_train_step(
         flat, unflatten = ravel_pytree(grads)
         flat = jax.lax.optimization_barrier(flat)
         gradient_norm = jnp.linalg.norm(flat)
-        clipped = unflatten(flat * jnp.minimum(1, config.train.clip_norm / gradient_norm))
-        updates, opt_state = optimizer.update(clipped, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            unflatten(flat), state.opt_state, state.params, norm=gradient_norm
+        )
         params = optax.apply_updates(state.params, updates)
-        # A young average follows closely, or it would remember the random start for long.
-        decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        ema_weights = average(state.ema_weights, params, state.step, config.train.ema_decay)
         # What is not finite would stay for ever: such a step changes nothing, and is counted.
         finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(gradient_norm)
         changed = {
             "params": params,
             "batch_stats": batch_stats,
             "opt_state": opt_state,
-            "ema_params": ema_params,
+            "ema_weights": ema_weights,
         }
         before = {name: getattr(state, name) for name in changed}
         after = TrainState(
@@ -128,7 +128,7 @@ def compile_training(
             batch_stats=batch_stats,
             opt_state=optimizer.init(params),
             # Copied, as a donated state must not hold one array twice.
-            ema_params=jax.tree.map(jnp.copy, params),
+            ema_weights=jax.tree.map(jnp.copy, params),
             skipped_steps=jnp.zeros((), jnp.int32),
             skipped_in_a_row=jnp.zeros((), jnp.int32),
         )
