@@ -52,7 +52,7 @@ def train(
     """
     # Data.
     batch_size = config.train.batch_size
-    parallel.check_batch_size("train.batch_size", batch_size)
+    parallel.check_batch_size("train.batch_size", batch_size, config.train.accumulate)
     parallel.check_batch_size("evaluation.batch_size", config.evaluation.batch_size)
     targets = make_targets(train_set, config.data.fusion, config.data.image_size)
     print(

@@ -1,7 +1,7 @@
 """What changes in a run, and the step that changes it; no data tool is needed here."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,19 +53,23 @@ def make_train_step(
     """The step (state, batch) -> (state, metrics), a pure function to be jitted."""
     optimizer = optax.with_extra_args_support(optimizer)
 
+    def gradient(params, batch_stats, batch):
+        def loss_fn(params):
+            model = nnx.merge(graphdef, params, batch_stats, copy=True)
+            outputs = model(normalize(batch["images"]), train=True)
+            losses = model.losses(outputs, Targets.of_batch(batch))
+            return losses["loss"], (losses, models.split(model)[2])
+
+        grads, (losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
+        return losses, batch_stats, grads
+
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         batch = augment(key, batch, config.augment)
 
-        def loss_fn(params):
-            model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
-            outputs = model(normalize(batch["images"]), train=True)
-            losses = model.losses(outputs, Targets.of_batch(batch))
-            _, _, batch_stats = models.split(model)
-            return losses["loss"], (losses, batch_stats)
-
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (losses, batch_stats)), grads = grad_fn(state.params)
+        losses, batch_stats, grads = accumulate(
+            gradient, state.params, state.batch_stats, batch, config.train.accumulate
+        )
         # As one vector: on a GPU, its norm takes one kernel instead of two for each parameter, and
         # the optimiser finds gradients in the parameters' layout instead of the convolutions'.
         flat, unflatten = ravel_pytree(grads)
@@ -104,6 +108,42 @@ def make_train_step(
     return train_step
 
 
+def accumulate(
+    gradient: Callable[[Any, Any, dict], tuple[dict, Any, Any]],
+    params: Any,
+    batch_stats: Any,
+    batch: dict,
+    parts: int,
+) -> tuple[dict, Any, Any]:
+    """The losses, statistics and gradient of a batch that is worked on in parts, one by one.
+
+    They are those of the whole batch, as losses are means over images, and counts of them sums. But
+    BatchNorm normalises each part by itself, and its running averages take a step for each.
+
+    Args:
+        gradient: function (params, batch_stats, batch) -> (losses, batch_stats, gradient).
+        parts: a divisor of the number of images.
+    """
+    if parts == 1:
+        return gradient(params, batch_stats, batch)
+
+    def cut(x):  # every `parts`-th row, so that each device has its share of each part
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(carry, part):
+        batch_stats, total = carry
+        losses, batch_stats, grads = gradient(params, batch_stats, part)
+        return (batch_stats, jax.tree.map(jnp.add, total, grads)), losses
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (batch_stats, total), losses = jax.lax.scan(add, (batch_stats, zeros), jax.tree.map(cut, batch))
+    losses = {
+        name: x.mean() if jnp.issubdtype(x.dtype, jnp.floating) else x.sum()
+        for name, x in losses.items()
+    }
+    return losses, batch_stats, jax.tree.map(lambda x: x / parts, total)
+
+
 def compile_training(
     config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh
 ) -> tuple[Callable[[], TrainState], Callable[[TrainState, dict], tuple[TrainState, dict]]]:
@@ -118,7 +158,8 @@ def compile_training(
 
     model = nnx.eval_shape(create)  # its structure alone
     frozen = models.frozen_parameters(config.model.backbone.frozen_stages)
-    optimizer = make_optimizer(config.train, frozen)
+    graphdef, shapes, _ = models.split(model)
+    optimizer = make_optimizer(config.train, frozen, shapes)
 
     def init():
         _, params, batch_stats = models.split(create())
@@ -135,7 +176,7 @@ def compile_training(
 
     replicated = parallel.replicated(mesh)
     step = jit(
-        make_train_step(config, models.split(model)[0], optimizer),
+        make_train_step(config, graphdef, optimizer),
         config.train.deterministic,
         in_shardings=(replicated, parallel.sharded(mesh)),
         out_shardings=replicated,
