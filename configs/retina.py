@@ -83,7 +83,8 @@ def get_fields(size: str = "256") -> Fields:
             "retinanet", "the detector", choices=DETECTORS, before="retinanet"
         ),
         "model.init_from": Field(
-            "", "weights of torchvision or timm: .safetensors, .npz or .pth"
+            "", "weights of torchvision or timm (.safetensors, .npz or .pth), or of a run: "
+            "WORKDIR, WORKDIR@best or WORKDIR@STEP"
         ),
         # None: planned from the training boxes, and kept in the run's config.json.
         "model.levels": Field(
