@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxdet import InputError
+from jaxdet.data import machine
 from jaxdet.runs import signals
 from jaxdet.runs.command_line import parse
 from jaxdet.runs.timers import stage, summary
@@ -24,6 +25,7 @@ flags.DEFINE_string("checkpoint", "latest", "evaluate, predict, export: a step, 
 flags.DEFINE_string("images", None, "predict: a file, folder or glob instead of the test split.")
 flags.DEFINE_string("meta", None, "predict: CSV or COCO JSON of the original sizes of --images.")
 flags.DEFINE_boolean("invert", False, "predict: invert the images that look inverted.")
+flags.DEFINE_integer("overlays", None, "predict: how many of --images are drawn.", lower_bound=0)
 flags.DEFINE_string(
     "output", None, "predict: a CSV file or a folder; ensemble: a file; export: a folder."
 )
@@ -44,17 +46,18 @@ flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bou
 flags.DEFINE_boolean("distributed", False, "Insist on several: an error where none are announced.")
 # The flags that each mode uses.
 PROCESSES = ("coordinator", "num_processes", "process_id", "distributed")
-RUN = {"mode", "config", "workdir", *PROCESSES}
+ALONE = {"mode", "config", "workdir"}
+RUN = {*ALONE, *PROCESSES}
 MODES = {
     "train": RUN | {"replay"},
     "evaluate": RUN | {"checkpoint", "ground_truth", "against"},
-    "predict": RUN | {"checkpoint", "images", "meta", "invert", "output"},
+    "predict": RUN | {"checkpoint", "images", "meta", "invert", "overlays", "output"},
     "score": {"mode", "annotations", "submission", "ground_truth", "bootstrap", "against",
               "report"},
     "crossval": RUN,
-    "inspect": RUN,
+    "inspect": ALONE,
     "ensemble": {"mode", "submissions", "weights", "iou", "output"},
-    "export": RUN | {"checkpoint", "output"},
+    "export": ALONE | {"checkpoint", "output"},
 }  # fmt: skip
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
@@ -62,7 +65,7 @@ flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 def path(name: str, required: bool = False) -> Path | None:
     """The path that a flag names."""
     if FLAGS[name].value:
-        return Path(os.path.expanduser(FLAGS[name].value))
+        return machine.with_home(FLAGS[name].value, f"--{name}")
     if required or FLAGS[name].present:
         raise InputError(f"--{name}: needs a path with --mode={FLAGS.mode}")
     return None
@@ -88,15 +91,17 @@ def score() -> None:
     for note in truth.notes:
         print(f"note: {note}", file=sys.stderr)
     columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
-    case = scores.of_files(*columns, ids, detections, FLAGS.ground_truth or "raw")
+    method = FLAGS.ground_truth or "raw"
+    case = scores.of_files(*columns, ids, detections, method, truth.crowds)
     result, other = case.summarize(bootstrap_samples=FLAGS.bootstrap), None
+    case = case._replace(detections=case.judged(case.detections))
     if against := path("against"):
         from jaxdet.evaluation.compare import compare
 
         other_ids, other = read(against)
         if set(other_ids) != set(ids):
             raise InputError(f"--against: {against} is of other images than {submission_path}")
-        other = scores.renumber(other, other_ids, case.ids)
+        other = case.judged(scores.renumber(other, other_ids, case.ids))
         result["against"] = compare(
             case, other, str(against), bootstrap_samples=FLAGS.bootstrap or 1000
         )
@@ -125,6 +130,7 @@ def checked_config() -> ConfigDict:
             f"--config: needed with --mode={FLAGS.mode}, such as configs/phantom.py; there is no "
             f"run in {workdir}"
         )
+    config.data.dir = machine.datasets_folder(config.data.dir)
     if FLAGS.ground_truth:
         config.evaluation.ground_truth = FLAGS.ground_truth
     configs.check(config, retina.get_fields())
@@ -137,7 +143,7 @@ def open_data(config: ConfigDict):
     """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
     from jaxdet.data.dataset import open_dataset
 
-    data_dir = Path(os.path.expanduser(config.data.dir))
+    data_dir = machine.with_home(machine.datasets_folder(config.data.dir), "config.data.dir")
     folder = data_dir / config.data.name
     draws = FLAGS.mode in ("train", "crossval", "inspect")
     if draws and config.data.name == "tfds_vinbig/phantom" and not folder.exists():
@@ -215,7 +221,7 @@ def predict() -> None:
     """Write the detections in the test split, or in anyone's pictures."""
     from jaxdet.data.dataset import read_split
     from jaxdet.inference.detector import load_detector
-    from jaxdet.inference.predict import find_files, read_pictures, split_pictures
+    from jaxdet.inference.predict import find_files, folder_of, read_pictures, split_pictures
     from jaxdet.runs import parallel, workdir
     from tfds_vinbig import coco, kaggle
 
@@ -229,10 +235,11 @@ def predict() -> None:
         files = find_files(FLAGS.images)
         sizes = meta and (coco if meta.suffix == ".json" else kaggle).read_sizes(meta)
         if meta and meta.suffix == ".json":
-            image_ids = coco.read_image_ids(meta)
-        pictures = read_pictures(files, sizes, size)
-    elif meta:
-        raise InputError("--meta: goes with --images, which is not given")
+            image_ids, names = coco.read_image_ids(meta), run.class_names
+            run = run._replace(class_ids=coco.class_ids_by_name(meta, names) or run.class_ids)
+        pictures = read_pictures(files, sizes, size, folder_of(FLAGS.images))
+    elif meta or FLAGS.overlays is not None:
+        raise InputError("--meta, --overlays: go with --images, which is not given")
     else:
         builder = open_data(config)
         if "test" not in builder.info.splits:
@@ -265,14 +272,15 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
     table = predict(loaded, pictures, len(run.class_names))
     csv = output if output.suffix == ".csv" else output / "submission.csv"
     results = output.with_suffix(".json") if output.suffix == ".csv" else output / "detections.json"
-    write_atomically(csv, submission.to_csv(pictures.ids, table, run.class_ids))
-    write_atomically(results, coco.to_json(pictures.ids, table, run.class_ids, image_ids))
+    names = pictures.ids, table, run.class_ids
+    write_atomically(csv, submission.to_csv(*names))
+    write_atomically(results, coco.to_json(*names, image_ids, run.class_names))
     found = int((table.labels < len(run.class_names)).sum())
     print(
         f"checkpoint {loaded.step}: {found} boxes in {len(pictures.ids)} images, written to {csv} "
-        f"and {results.name}{', drawn in overlays/' if pictures.files else ''}"
+        f"and {results.name}"
     )
-    overlays.write(csv.parent / "overlays", pictures, table, run.class_names, negatives)
+    overlays.write(csv.parent, pictures, table, run.class_names, negatives, FLAGS.overlays)
 
 
 def crossval() -> None:
@@ -320,8 +328,8 @@ def export() -> None:
 
 def ensemble() -> None:
     """Write one submission made of several."""
-    from jaxdet.inference.ensemble import fuse_tables
-    from jaxdet.runs.workdir import read_config, write_atomically
+    from jaxdet.inference import ensemble
+    from jaxdet.runs.workdir import write_atomically
     from tfds_vinbig import coco, results, submission
     from tfds_vinbig.tables import parse_number
 
@@ -329,7 +337,7 @@ def ensemble() -> None:
     if output.suffix not in (".csv", ".json"):
         raise InputError(f"--output: {output} ends neither in .csv (submission) nor .json (COCO)")
     own = "submission.csv" if output.suffix == ".csv" else "detections.json"
-    named = [Path(os.path.expanduser(word)) for word in FLAGS.submissions or () if word]
+    named = [machine.with_home(word, "--submissions") for word in FLAGS.submissions or () if word]
     files = [place / own if place.is_dir() else place for place in named]
     if not files or any(file.suffix != output.suffix for file in files):
         raise InputError(f"--submissions: needs workdirs, or {output.suffix} files as --output is")
@@ -337,14 +345,10 @@ def ensemble() -> None:
     if len(weights) != len(files) or not all(weight > 0 for weight in weights):
         raise InputError(f"--weights: needs {len(files)} numbers above 0, one for each submission")
     # A submission beside a run is that run's, whose classes have names.
-    beside = [file.parent for file in files if (file.parent / "config.json").exists()]
-    runs = [read_config(folder)[1] for folder in beside]
-    for folder, run in zip(beside, runs, strict=True):
-        if (run.class_names, run.class_ids) != (runs[0].class_names, runs[0].class_ids):
-            raise InputError(f"--submissions: the runs {folder} and {beside[0]} have other classes")
-    known = runs[0].class_ids if runs else None
-    ids, tables, class_ids, image_ids = results.read_all(files, known)
-    table = fuse_tables(tables, weights, f"wbf@{FLAGS.iou}")
+    runs, names = ensemble.runs_beside(files)
+    ids, tables, class_ids, image_ids = results.read_all(files, list(names) or None)
+    known = ensemble.known_labels(files, runs, names, tables, class_ids)
+    table = ensemble.fuse_tables(tables, weights, f"wbf@{FLAGS.iou}", known)
     if output.suffix == ".csv":
         write_atomically(output, submission.to_csv(ids, table, class_ids))
     else:
@@ -356,14 +360,18 @@ def ensemble() -> None:
 
 def main() -> None:
     """What --mode asks for."""
-    if "distributed" in MODES[FLAGS.mode]:
-        from jaxdet.kernels import compilation, cpu
-        from jaxdet.runs import parallel
+    from jaxdet.runs import environment, lock, parallel
 
-        parallel.join_processes(*(FLAGS[name].value for name in PROCESSES))
-        cpu.keep_freed_memory()
-        compilation.keep_compiled()
-    globals()[FLAGS.mode]()  # each mode is the function of its name
+    if "workdir" in MODES[FLAGS.mode]:
+        # One's own pictures need no others, unless they are asked for.
+        asked = any(FLAGS[name].present for name in PROCESSES)
+        joins = "distributed" in MODES[FLAGS.mode] and (asked or not FLAGS.images)
+        parallel.start(joins, *(FLAGS[name].value for name in PROCESSES))
+    else:
+        environment.stay_on_cpu()
+    trains = FLAGS.mode == "crossval" or (FLAGS.mode == "train" and not FLAGS.replay)
+    with lock.held(path("workdir", True) if trains else None):
+        globals()[FLAGS.mode]()  # each mode is the function of its name
 
 
 def run(argv: list[str]) -> int:
@@ -381,10 +389,9 @@ def run(argv: list[str]) -> int:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
     except signals.Stopped as stop:
-        if not FLAGS.is_parsed() or FLAGS.mode not in ("train", "crossval"):
+        if not FLAGS.is_parsed() or FLAGS.replay or FLAGS.mode not in ("train", "crossval"):
             return 128 + stop.number
-        where = "what was saved last" if stop.step is None else f"step {stop.step}, which is saved"
-        print(f"run.py: {stop.name}: the same command goes on from {where}", file=sys.stderr)
+        print(f"run.py: {stop.name}: {stop.goes_on(path('workdir'))}", file=sys.stderr)
         return 0 if stop.number == signal.SIGTERM else 130
     return 0
 

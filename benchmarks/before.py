@@ -36,7 +36,8 @@ def main():
             config.augment[name] = 0.0
     config.model.levels = (2, 3, 4, 5, 6)
     arrays = np.load(sys.stdin.readline().strip())
-    batch = {("classes" if name == "labels" else name): arrays[name] for name in arrays}
+    of_then = {"labels": "classes", "soft_targets": "scores"}
+    batch = {of_then.get(name, name): arrays[name] for name in arrays}
     slots = config.data.max_boxes  # what it pads to, whatever the data has
     for name in ("boxes", "classes", "scores", "mask"):
         more = slots - batch[name].shape[1]

@@ -28,7 +28,7 @@ from jax.experimental import topologies
 
 from benchmarks import peers
 from benchmarks.scaling import BYTES, messages
-from jaxdet.kernels import compilation, cpu
+from jaxdet.kernels import compilation, switch
 from jaxdet.training.train_step import compile_training
 
 FLAGS = flags.FLAGS
@@ -77,7 +77,7 @@ def compile_step(size: int, remat: bool) -> jax.stages.Compiled:
     config.model.backbone.remat = remat
     batch = peers.random_batch(config, np.random.default_rng(0))
     with (
-        mock.patch.object(cpu, "on_cpu", lambda: False),
+        mock.patch.object(switch, "target", lambda: "gpu"),
         mock.patch.object(compilation, "compiler_options", lambda *_: None),
     ):
         init, step = compile_training(config, peers.NUM_CLASSES, mesh)

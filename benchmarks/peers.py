@@ -23,7 +23,7 @@ from benchmarks.torchvision_cpu import torchvision
 from configs import phantom, retina
 from jaxdet.kernels import winograd
 from jaxdet.kernels.compilation import jit
-from jaxdet.kernels.cpu import keep_freed_memory
+from jaxdet.kernels.memory import keep_freed_memory
 from jaxdet.ops import anchors
 
 keep_freed_memory()  # as run.py does, for torch too: the process is one
@@ -63,7 +63,7 @@ def random_batch(
         "images": rng.integers(0, 256, (n, size, size), np.uint8),
         "boxes": np.concatenate([corner, corner + extent], axis=-1).astype(np.float32),
         "labels": rng.integers(0, NUM_CLASSES, (n, most), np.int32),
-        "scores": np.ones((n, most), np.float32),
+        "soft_targets": np.ones((n, most), np.float32),
         "mask": np.arange(most) < counts[:, None],
     }
 

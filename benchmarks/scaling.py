@@ -45,11 +45,11 @@ def measure(config_name: str, image_size: int, batch_size: int, num_devices: int
     import jax
     import numpy as np
 
-    from jaxdet.kernels import cpu
+    from jaxdet.kernels import memory
     from jaxdet.runs import parallel
     from jaxdet.training.train_step import compile_training
 
-    cpu.keep_freed_memory()  # as run.py does
+    memory.keep_freed_memory()  # as run.py does
     assert jax.device_count() == num_devices
     config = importlib.import_module(f"configs.{config_name}").get_config()
     config.data.image_size = image_size
@@ -60,7 +60,7 @@ def measure(config_name: str, image_size: int, batch_size: int, num_devices: int
         "images": rng.integers(0, 255, (batch_size, image_size, image_size)).astype(np.uint8),
         "boxes": np.tile(boxes * image_size, (batch_size, 16, 1)),
         "labels": rng.integers(0, 14, (batch_size, 16)).astype(np.int32),
-        "scores": np.ones((batch_size, 16), np.float32),
+        "soft_targets": np.ones((batch_size, 16), np.float32),
         "mask": np.tile(np.arange(16) < 3, (batch_size, 1)),
         "image": np.arange(batch_size),
     }

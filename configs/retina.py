@@ -38,7 +38,12 @@ def get_fields(size: str = "256") -> Fields:
         "seed": Field(0, "of all that is random", least=0, most=INT32),
         #
         "data.name": Field(f"tfds_vinbig/{size}", "of the dataset, as it was built"),
-        "data.dir": Field("~/tensorflow_datasets", "folder that it was built in", **free),
+        "data.dir": Field(
+            "",
+            "folder that it was built in; empty: TFDS_DATA_DIR of the environment, or "
+            "~/tensorflow_datasets",
+            **free,
+        ),
         "data.image_size": Field(
             int(size), "pixels; pictures are resized where they differ", above=0, most=8192
         ),

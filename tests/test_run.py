@@ -204,7 +204,7 @@ def test_predict_names_what_is_wrong(trained, kaggle_folder, tmp_path):
         ([f"--images={tmp_path}/empty"], "no picture there"),
         (["--images=/nowhere"], "/nowhere"),
         ([f"--images={kaggle_folder}/test", f"--meta={kaggle_folder}/train_meta.csv"], "test00"),
-        ([f"--meta={kaggle_folder}/test_meta.csv"], "--meta: goes with --images"),
+        ([f"--meta={kaggle_folder}/test_meta.csv"], "--meta, --overlays: go with --images"),
     ):
         done = command(
             f"--workdir={trained[0]}", "--mode=predict", *arguments, f"--output={output}"

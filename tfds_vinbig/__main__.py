@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import logging
 
 from jaxdet import InputError
+from jaxdet.data import machine
 
 # Other names are datasets of one's own.
 FIXED = ("256", "512", "1024", "phantom")
@@ -63,7 +64,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     helps = {
         "manual_dir": "the Kaggle folder; of your own, its train.csv names the classes, or it is "
         "the VinDr-CXR release; for the phantom where it is, or is drawn (default DIR/phantom)",
-        "data_dir": "where datasets go (default %(default)s)",
+        "data_dir": "where datasets go (default TFDS_DATA_DIR, or ~/tensorflow_datasets)",
         "train_csv": "instead of FOLDER/train.csv",
         "train_meta": "instead of FOLDER/train_meta.csv",
         "test_meta": "instead of FOLDER/test_meta.csv",
@@ -72,8 +73,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "test_images": "pictures for a test split beside --coco",
     }
     for name, metavar in PATHS.items():
-        default = "~/tensorflow_datasets" if name == "data_dir" else None
-        parser.add_argument(f"--{name}", metavar=metavar, default=default, help=helps[name])
+        parser.add_argument(f"--{name}", metavar=metavar, help=helps[name])
+    parser.add_argument(
+        "--boxes",
+        choices=["strict", "cut"],
+        default="strict",
+        help="boxes that leave their image by more than a pixel: refused, or cut and, where "
+        "nothing of them is inside, left out, with a count (default %(default)s)",
+    )
+    parser.add_argument(
+        "--follow_links",
+        action="store_true",
+        help="read pictures that are links to files outside their folder",
+    )
     flags = parser.parse_args(arguments)
     for name in PATHS:
         value = getattr(flags, name)
@@ -84,6 +96,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             wrong = True
         if wrong:
             parser.error(f"argument --{name}: expected a path, not {value!r}")
+    flags.data_dir = machine.datasets_folder(flags.data_dir or "")
+    machine.with_home(flags.data_dir, "argument --data_dir")
     check(flags)
     return flags
 

@@ -24,6 +24,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from jaxdet import InputError
 from jaxdet.data import images as pictures
 from jaxdet.data.machine import cores
+from tfds_vinbig.records import BadPicture, raise_all
 
 _GRAY, _FROM_ABOVE = 0, 2  # a colour type and a row's filter, by PNG's numbers
 # Pictures, and DICOMs among them, for which processes are not worth their start.
@@ -38,21 +39,38 @@ class Shard(NamedTuple):
     pictures: Sequence[Path]
 
 
+class Written(NamedTuple):
+    """What came of a file: checksums of its pictures, and what is to be said of them."""
+
+    checksums: list[int]
+    notes: list[tuple[Path, str]]
+    problems: list[BadPicture]
+
+
 def write_shards(
-    shards: Iterable[Shard], paths: Sequence[Path], size: int, file_format: FileFormat
+    shards: Iterable[Shard],
+    paths: Sequence[Path],
+    size: int,
+    file_format: FileFormat,
+    notes: list[tuple[Path, str]] | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
     """Write the files, with pictures as in `encode`; gives, of each that is there, its number and
     the checksums of its pictures.
+
+    Only decoding tells of some pictures that they are broken: after the first that is, nothing more
+    is written, but the others are read, so that all are named.
 
     Pillow decodes outside the interpreter lock, so in threads; many pictures in processes, and
     DICOM too, whose decoders hold it.
 
     Args:
         paths: the pictures of all shards.
+        notes: what is seen in the pixels of each, see `pictures.Picture`, is added.
 
     Raises:
-        InputError: for a picture that `pictures.read` refuses, or where a process is killed.
+        InputError: naming the pictures that `pictures.read` refuses, or where a process is killed.
     """
+    problems = []
     few = len(paths) < FEW and sum(map(pictures.is_dicom, paths)) < FEW_DICOMS
     stop = threading.Event() if few else None
     with _threads(stop) if few else _processes() as pool:
@@ -61,8 +79,14 @@ def write_shards(
             for number, shard in enumerate(shards):
                 with _uninterrupted():
                     numbers[pool.submit(_write_shard, shard, size, file_format, stop)] = number
-            for written in as_completed(numbers):
-                yield numbers[written], written.result()
+            for done in as_completed(numbers):
+                written = done.result()
+                problems += written.problems
+                if notes is not None:
+                    notes += written.notes
+                if not written.problems:
+                    yield numbers[done], written.checksums
+            raise_all(sorted(problems), paths[0].parent)
         except BrokenProcessPool as error:
             raise InputError(
                 f"{paths[0].parent}: a process that decoded these pictures was killed: is there "
@@ -118,43 +142,55 @@ def _begin_process(reader: Connection) -> None:
 
 def _write_shard(
     shard: Shard, size: int, file_format: FileFormat, stop: threading.Event | None
-) -> list[int]:
-    checksums = []
-    examples = _with_pictures(shard, size, stop, checksums)
+) -> Written:
+    written = Written([], [], [])
+    examples = _with_pictures(shard, size, stop, written)
     if file_format != FileFormat.ARRAY_RECORD:  # which `tfds build` may ask for
         file_adapters.ADAPTER_FOR_FORMAT[file_format].write_examples(
             shard.path, enumerate(examples)
         )
-        return checksums
+        return written
     # zstd's first level, where TFDS takes the third: three times as fast, pictures are as small.
     file = ArrayRecordWriter(os.fspath(shard.path), "group_size:1,zstd:1")
     for example in examples:
         file.write(example)
     file.close()
-    return checksums
+    return written
 
 
 def _with_pictures(
-    shard: Shard, size: int, stop: threading.Event | None, checksums: list[int]
+    shard: Shard, size: int, stop: threading.Event | None, written: Written
 ) -> Iterator[bytes]:
     for record, path in zip(shard.records, shard.pictures, strict=True):
         if stop is not None and stop.is_set():
             return  # no one will have the file
-        picture = encode(path, size)
-        checksums.append(zlib.crc32(picture))
+        try:
+            picture = encode(path, size, written.notes)
+        except pictures.NotInstalled:
+            raise
+        except InputError as error:
+            written.problems.append(BadPicture(str(error), path.name))
+            continue
+        if written.problems:
+            continue
+        written.checksums.append(zlib.crc32(picture))
         example = tf_example_pb2.Example.FromString(record)
         example.features.feature["image"].bytes_list.value[:] = [picture]
         # The fields in one order; protobuf's differs from process to process.
         yield example.SerializeToString(deterministic=True)
 
 
-def encode(path: Path, size: int) -> bytes:
-    """A picture as an 8-bit gray PNG of size x size pixels.
+def encode(path: Path, size: int, notes: list[tuple[Path, str]] | None = None) -> bytes:
+    """A picture as an 8-bit gray PNG of size x size pixels; what is seen in its pixels is added to
+    `notes`.
 
     Raises:
         InputError: for a file that `pictures.read` refuses.
     """
-    return png(pictures.resize(pictures.read(path).pixels, size))
+    found = pictures.read(path)
+    if notes is not None:
+        notes += [(path, note) for note in found.notes if pictures.is_of_pixels(note)]
+    return png(pictures.resize(found.pixels, size))
 
 
 def png(pixels: UInt8[np.ndarray, "height width"]) -> bytes:

@@ -21,13 +21,16 @@ from tfds_vinbig.kaggle_csv import (
     read_sizes,
 )
 from tfds_vinbig.originals import Meta, read_meta, read_split
+from tfds_vinbig.pictures import find_pictures
 from tfds_vinbig.records import (
     NO_FINDING,
+    STRICT,
+    Allowed,
     Annotations,
     Folder,
     Record,
-    check_id,
-    find_pictures,
+    check_units,
+    parse_image_id,
     raise_all,
     ranked,
 )
@@ -58,6 +61,7 @@ def read_folder(
     train_meta: str | Path | None = None,
     test_meta: str | Path | None = None,
     own_classes: bool = False,
+    allowed: Allowed = STRICT,
 ) -> Folder:
     """Read and check a whole Kaggle folder; every picture is looked at, see `images.check`.
 
@@ -94,8 +98,9 @@ def read_folder(
     rank = {name: i for i, name in enumerate(meta.sizes or rows_of)}
     index = {name: rank.get(name, -1) for name in rows_of}  # without a rank it is a problem
     train, resized = read_split(
-        folder / "train", files, index, rows_of, meta, train_csv, problems, notes
+        folder / "train", files, index, rows_of, meta, train_csv, problems, notes, allowed
     )
+    check_units(train, train_csv, problems)
 
     test = []
     if not os.path.isdir(folder / "test"):
@@ -110,7 +115,7 @@ def read_folder(
         )
     else:
         meta = read_meta(test_meta, folder / "test_meta.csv", problems, notes)
-        test = _read_test(folder, meta, problems, notes)
+        test = _read_test(folder, meta, problems, notes, allowed)
     problems += [
         f"image {record.image_id}: both in {train_csv} and in the test split"
         for record in test
@@ -120,7 +125,9 @@ def read_folder(
     return Folder(*ranked(classes), train, test, notes)
 
 
-def _read_test(folder: Path, meta: Meta, problems: list[str], notes: list[str]) -> list[Record]:
+def _read_test(
+    folder: Path, meta: Meta, problems: list[str], notes: list[str], allowed: Allowed
+) -> list[Record]:
     """The images of the test split, which have no rows."""
     files = find_pictures(folder / "test", problems)
     sample = folder / "sample_submission.csv"
@@ -131,7 +138,8 @@ def _read_test(folder: Path, meta: Meta, problems: list[str], notes: list[str]) 
     else:
         ids, listed_by = sorted(files), folder / "test"
     index = {name: i for i, name in enumerate(ids)}
-    return read_split(folder / "test", files, index, {}, meta, listed_by, problems, notes)[0]
+    place = folder / "test"
+    return read_split(place, files, index, {}, meta, listed_by, problems, notes, allowed)[0]
 
 
 def _read_ids(path: Path, problems: list[str]) -> list[str]:
@@ -139,9 +147,8 @@ def _read_ids(path: Path, problems: list[str]) -> list[str]:
     table = read_table(path, problems, ("image_id",))
     ids = {}
     for line, fields in table.rows if table else []:
-        name = fields[table.at["image_id"]]
         try:
-            check_id(name)
+            name = parse_image_id(fields[table.at["image_id"]])
             if name in ids:
                 raise InputError(f"image_id {name} is there twice")
             ids[name] = None

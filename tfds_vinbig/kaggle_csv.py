@@ -13,11 +13,13 @@ from tfds_vinbig.records import (
     Annotations,
     Row,
     check_box,
-    check_id,
     check_reader,
     class_name_of,
+    drop_empty,
     drop_repeated,
     flatten,
+    note_contradictions,
+    parse_image_id,
     raise_all,
     ranked,
 )
@@ -63,10 +65,12 @@ def read_annotations(path: str | Path) -> Annotations:
     raise_all(problems, path)
     classes = VINBIGDATA if _is_vinbigdata(table) else named_classes(table, problems)
     rows = annotation_rows(table, classes, problems, notes)
+    raise_all(problems, path)
     splits = {}
     if "split" in table.at:
         for line, fields in table.rows:
-            image_id, split = fields[table.at["image_id"]], fields[table.at["split"]]
+            image_id = parse_image_id(fields[table.at["image_id"]])
+            split = fields[table.at["split"]]
             if splits.setdefault(image_id, split) != split:
                 problems.append(
                     f"{table.path} line {line}: image {image_id} is of the split {split!r}, but "
@@ -74,6 +78,7 @@ def read_annotations(path: str | Path) -> Annotations:
                 )
     raise_all(problems, path)
     ids = tuple(dict.fromkeys(row.image_id for row in rows.values()))
+    rows = drop_empty(rows, table.path, notes)
     class_names, class_ids = ranked(classes)
     return Annotations(
         class_names,
@@ -153,8 +158,7 @@ def annotation_rows(
     rows, normal = {}, set()
     for line, fields in table.rows:
         try:
-            image_id = fields[image_at]
-            check_id(image_id)
+            image_id = parse_image_id(fields[image_at])
             reader = "R1" if reader_at is None else fields[reader_at]
             check_reader(reader)
             name = None if name_at is None else fields[name_at]
@@ -169,7 +173,9 @@ def annotation_rows(
                 continue
             normal.add(image_id)
         rows[f"{table.path} line {line}"] = Row(image_id, labels[class_id], reader, *box)
-    return drop_repeated(rows, len(names), table.path, notes)
+    rows = drop_repeated(rows, len(names), table.path, notes)
+    note_contradictions(rows.values(), len(names), table.path, notes)
+    return rows
 
 
 def _parse_class(word: str, name: str | None, classes: dict[int, str]) -> int:
@@ -214,10 +220,10 @@ def size_rows(table: Table, problems: list[str]) -> dict[str, tuple[int, int]]:
     image_at, height_at, width_at = (table.at[name] for name in names)
     sizes = {}
     for line, fields in table.rows:
-        image_id, words = fields[image_at], (fields[height_at], fields[width_at])
+        words = fields[height_at], fields[width_at]
         size = tuple(map(parse_number, words))
         try:
-            check_id(image_id)
+            image_id = parse_image_id(fields[image_at])
             if not all(side.is_integer() and 0 < side <= LARGEST for side in size):
                 raise InputError(f"{','.join(words)!r} is no size in pixels")
             size = tuple(map(int, size))

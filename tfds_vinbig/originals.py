@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfds_vinbig.kaggle_csv import META_COLUMNS, size_rows
-from tfds_vinbig.records import Record, Row, check_shape, cut_rows, read_shapes
+from tfds_vinbig.pictures import check_shape, read_shapes
+from tfds_vinbig.records import STRICT, Allowed, Record, Row, Tally, cut_rows
 from tfds_vinbig.tables import read_table
 
 
@@ -40,6 +41,7 @@ def read_split(
     listed_by: str | Path,
     problems: list[str],
     notes: list[str],
+    allowed: Allowed = STRICT,
 ) -> tuple[list[Record], bool]:
     """The records of the listed images, in that order, and whether any picture is resized.
 
@@ -50,6 +52,7 @@ def read_split(
         index: `Record.index` of each listed image.
         rows_of: of an image its rows, by place.
         listed_by: the file that lists the images, for messages.
+        allowed: see `Allowed`.
     """
     matched = {name: files[name] for name in index if name in files}
     if files:  # else one problem says so for all
@@ -61,18 +64,20 @@ def read_split(
     if matched and len(matched) < len(files):
         skipped = len(files) - len(matched)
         notes.append(f"{folder}: {skipped} images are not in {listed_by}; they are skipped")
-    shapes = read_shapes(matched.values(), folder, problems, notes)
+    shapes = read_shapes(matched.values(), folder, problems, notes, allowed.follow_links)
     hint = (
         ""
         if meta.sizes is not None
         else f"; {meta.path} with the sizes of the originals is missing"
     )
-    records, resized = [], False
+    records, resized, tally = [], False, Tally()
     for name, path in matched.items():
         if path in shapes and (size := _original_size(name, path, shapes[path], meta, problems)):
             resized = resized or size != shapes[path]
-            rows = cut_rows(rows_of.get(name, {}), *size, problems, hint)
+            rows = rows_of.get(name, {})
+            rows = cut_rows(rows, *size, problems, tally, allowed.cut_boxes, hint)
             records.append(Record(name, path, *size, index[name], rows))
+    notes += tally.notes(listed_by)
     return records, resized
 
 

@@ -5,16 +5,14 @@ Labels count the classes of the dataset, 0 to K - 1; K, after the last, is "No f
 """
 
 import math
-import os
-from collections import Counter
+import re
+import unicodedata
 from collections.abc import Hashable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from jaxdet import InputError
 from jaxdet.data import images
@@ -24,6 +22,41 @@ LONGEST_NAME = 100  # of a reader
 LARGEST = 1_000_000  # pixels of a side; what is larger is a mistake, and may overflow
 # A corner may be outside by arithmetic (x + width, or a rounded scale): less than anyone can draw.
 TOLERANCE = 1e-3
+PIXEL = 1 + TOLERANCE  # by so much one may be outside in files that count corners from 1
+SMALLEST = 2  # pixels; where all boxes are smaller, they are in other units
+
+# What is done with boxes, see `cut_rows`.
+CUT = "boxes reach up to a pixel out of their image and are cut"
+CUT_FAR = "boxes reach more than a pixel out of their image and are cut, as --boxes=cut asks"
+NO_AREA = "boxes have no area in their image and are left out"
+
+
+class Allowed(NamedTuple):
+    """What whoever builds allows: links out of a folder, and boxes that leave their image."""
+
+    follow_links: bool = False
+    cut_boxes: bool = False
+
+
+STRICT = Allowed()
+
+
+class Tally:
+    """Sentences about places of a file, each with how often it is true and where first."""
+
+    def __init__(self):
+        self._found = {}
+
+    def add(self, sentence: str, place: str) -> None:
+        count, first = self._found.get(sentence, (0, place))
+        self._found[sentence] = count + 1, first
+
+    def notes(self, where: str | Path) -> list[str]:
+        """A line for each sentence; places are shown without the file `where`."""
+        return [
+            f"{where}: {count} {sentence}, {first.removeprefix(str(where)).lstrip(': ')} first"
+            for sentence, (count, first) in self._found.items()
+        ]
 
 
 class Row(NamedTuple):
@@ -67,7 +100,9 @@ class Annotations(NamedTuple):
     """The rows of an annotation file as flat arrays; `class_names`, `class_ids`, `notes` as above.
 
     `image` counts `ids`, which has every image of the file, `splits` the split of each image where
-    the file says so, and `image_ids` the number (or name) that COCO has for each.
+    the file says so, and `image_ids` the number (or name) that COCO has for each. `crowds` are the
+    regions in which detections are not judged: (image, label, box) of each. Detections of the
+    classes `left_out`, by their ids, are passed over.
     """
 
     class_names: tuple[str, ...]
@@ -80,6 +115,8 @@ class Annotations(NamedTuple):
     notes: list[str]
     splits: tuple[str, ...] | None = None
     image_ids: tuple[Hashable, ...] | None = None
+    crowds: tuple[tuple[int, int, tuple[float, ...]], ...] = ()
+    left_out: frozenset[int] = frozenset()
 
     def of_splits_with(self, ids: Iterable[str]) -> "Annotations":
         """The images of those splits that have an image of `ids`; all where there are no splits."""
@@ -130,13 +167,29 @@ def flatten(rows: Iterable[Row], ids: Iterable[str]) -> dict:
     }
 
 
+class BadPicture(str):
+    """What is wrong with a picture, which `name` is the file of."""
+
+    def __new__(cls, problem: str, name: str) -> "BadPicture":
+        self = super().__new__(cls, problem)
+        self.name = name
+        return self
+
+    def __getnewargs__(self) -> tuple[str, str]:  # processes send them
+        return str(self), self.name
+
+
 def raise_all(problems: list[str], where: str | Path) -> None:
-    """One problem is raised as it is, of more a count and the first ten."""
+    """One problem is raised as it is, of more a count, the first ten, and the names of all other
+    pictures that cannot be read: to find them takes long."""
     if len(problems) == 1:
         raise InputError(problems[0])
     if problems:
-        head = f"{len(problems)} problems in {where}, the first ten:"
-        raise InputError("\n".join([head, *(f"  {problem}" for problem in problems[:10])]))
+        lines = [f"{len(problems)} problems in {where}, the first ten:"]
+        lines += [f"  {problem}" for problem in problems[:10]]
+        if more := [problem.name for problem in problems[10:] if isinstance(problem, BadPicture)]:
+            lines.append(f"  and with these pictures: {', '.join(more)}")
+        raise InputError("\n".join(lines))
 
 
 def check_id(image_id: str) -> None:
@@ -149,6 +202,23 @@ def check_id(image_id: str) -> None:
         raise InputError("image_id is empty")
     if set("/\\") & set(image_id) or image_id.startswith(".") or not image_id.isprintable():
         raise InputError(f"image_id {image_id!r} is not the name of a file")
+
+
+def parse_image_id(text: str) -> str:
+    """The image id of a table's field: the name of a file, or a path, see `images.path_id`.
+
+    Raises:
+        InputError: without the place, which the caller knows.
+    """
+    parts = re.split(r"[/\\]", text)
+    try:
+        for part in parts:
+            check_id(part)
+    except InputError as error:
+        if len(parts) == 1:
+            raise
+        raise InputError(f"image_id {text!r} is not the name of a file") from error
+    return images.path_id(text) if len(parts) > 1 else unicodedata.normalize("NFC", text)
 
 
 def check_reader(name: str) -> None:
@@ -164,16 +234,65 @@ def check_reader(name: str) -> None:
 def check_box(box: Iterable[float], given: str) -> None:
     """Corners must be in order and no larger than any image; `given` is how the file has them.
 
+    One without area is for `cut_rows` or `drop_empty`.
+
     Raises:
         InputError: without the place, which the caller knows.
     """
     if max(map(abs, box)) > LARGEST:
         raise InputError(f"the box {given} is larger than any image")
-    x_min, y_min, x_max, y_max = map(np.float32, box)  # as they are kept
-    if x_min >= x_max or y_min >= y_max:
-        raise InputError(
-            f"the box {given} is upside down or empty: x_min < x_max and y_min < y_max"
+    x_min, y_min, x_max, y_max = box
+    if x_min > x_max or y_min > y_max:
+        raise InputError(f"the box {given} is upside down: x_min < x_max and y_min < y_max")
+
+
+def has_area(box: Iterable[float]) -> bool:
+    """Whether a box has any in float32, as boxes are kept."""
+    x_min, y_min, x_max, y_max = map(np.float32, box)
+    return bool(x_min < x_max and y_min < y_max)
+
+
+def drop_empty(rows: dict[str, Row], where: str | Path, notes: list[str]) -> dict[str, Row]:
+    """The rows, by place, without boxes that have no area."""
+    tally, kept = Tally(), {}
+    for place, row in rows.items():
+        if math.isnan(row.x_min) or has_area(row[3:]):
+            kept[place] = row
+        else:
+            tally.add(NO_AREA, place)
+    notes += tally.notes(where)
+    return kept
+
+
+def note_contradictions(
+    rows: Iterable[Row], normal: int, where: str | Path, notes: list[str]
+) -> None:
+    """Say how many readers have a box and "No finding" (label `normal`) on one image."""
+    found, nothing = {}, {}
+    for row in rows:
+        (nothing if row.label == normal else found)[row.image_id, row.rad_id] = None
+    both = [key for key in nothing if key in found]
+    if both:
+        image_id, reader = both[0]
+        notes.append(
+            f"{where}: {len(both)} times one reader has a box and {NO_FINDING} on one image, "
+            f"{reader} on image {image_id} first; both are kept"
         )
+
+
+def check_units(records: Iterable[Record], where: str | Path, problems: list[str]) -> None:
+    """Boxes that are all smaller than `SMALLEST` pixels are in other units."""
+    boxes = [row[3:] for record in records for row in record.rows if not math.isnan(row.x_min)]
+    if not boxes or np.ptp(np.reshape(boxes, (-1, 2, 2)), axis=1).max() >= SMALLEST:
+        return
+    likely = (
+        "they look like shares of the image (from 0 to 1): multiply them by its width and height"
+        if np.max(boxes) <= SMALLEST
+        else "are they points, or in another unit?"
+    )
+    problems.append(
+        f"{where}: all {len(boxes)} boxes are below {SMALLEST} pixels wide and high; {likely}"
+    )
 
 
 def drop_repeated(
@@ -196,112 +315,39 @@ def drop_repeated(
     return {place: rows[place] for place in first.values()}
 
 
-def find_pictures(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """The picture of each image id in a folder, see `images.is_picture`."""
-    try:
-        paths = sorted(filter(images.is_picture, folder.iterdir()))
-    except OSError as error:
-        problems.append(f"{folder}: cannot read this folder ({error.strerror})")
-        return {}
-    found = {}
-    for path in paths:
-        name = images.image_id(path)
-        if name in found:
-            problems.append(f"{path}: a second picture of this id, see {found[name].name}")
-        found[name] = path
-    if not found:
-        problems.append(f"{folder}: no PNG, JPEG, TIFF or DICOM in it")
-    return found
-
-
-def read_shapes(
-    paths: Iterable[Path], folder: Path, problems: list[str], notes: list[str]
-) -> dict[Path, tuple[int, int]]:
-    """(height, width) in pixels of each picture in `folder`; all are read once, see `images.check`.
-
-    One that cannot be read, or is a link that leads out of the folder, is a problem and left out.
-
-    Raises:
-        images.NotInstalled: for the first DICOM, where no other could be read either.
-    """
-    paths, inside = list(paths), os.path.join(os.path.realpath(folder), "")
-
-    def read(path: Path) -> tuple[tuple[int, int], tuple[str, ...]] | InputError:
-        if not os.path.realpath(path).startswith(inside):
-            return InputError(f"{path}: a link that leads out of {folder}; put the file itself")
-        try:
-            return images.check(path)
-        except images.NotInstalled:
-            raise
-        except InputError as error:
-            return error
-
-    shapes, said = {}, Counter()
-    quick = set(filter(images.is_gray_png, paths))
-    pool = ThreadPoolExecutor()
-    try:
-        # Pillow decodes outside the interpreter lock. What needs no decoding is done here: threads
-        # would take twice as long for it, waiting for each other's lock.
-        slow = pool.map(read, [path for path in paths if path not in quick])
-        results = (read(path) if path in quick else next(slow) for path in paths)
-        # Where no one watches, no bar: an error is to be the one line on standard error.
-        results = tqdm(results, "check", len(paths), unit="image", leave=False, disable=None)
-        for path, result in zip(paths, results, strict=True):
-            if isinstance(result, InputError):
-                problems.append(str(result))
-            else:
-                shapes[path] = result[0]
-                said.update(result[1])
-    finally:
-        pool.shutdown(cancel_futures=True)  # after ^C, not thousands of images later
-    notes += [f"{folder}: {count} pictures: {note}" for note, count in said.items()]
-    return shapes
-
-
-def check_shape(
-    path: Path, shape: tuple[int, int], size: tuple[int, int], listed_by: str | Path
-) -> str | None:
-    """What is wrong with a picture of this shape for an original of this size, if anything.
-
-    Resizing either squashes to a square or keeps the proportions, up to a pixel of rounding.
-    """
-
-    def scaled(shape):
-        (height, width), (full_height, full_width) = shape, size
-        lowest = max((height - 1) / full_height, (width - 1) / full_width)
-        return lowest <= min((height + 1) / full_height, (width + 1) / full_width)
-
-    height, width = shape
-    if height == width or scaled(shape):
-        return None
-    problem = (
-        f"{path}: the picture is {width} wide and {height} high, but the original {size[1]} wide "
-        f"and {size[0]} high by {listed_by}"
-    )
-    return problem + ("; are width and height exchanged?" if scaled(shape[::-1]) else "")
-
-
 def cut_rows(
-    rows: Mapping[str, Row], height: int, width: int, problems: list[str], hint: str = ""
+    rows: Mapping[str, Row],
+    height: int,
+    width: int,
+    problems: list[str],
+    tally: Tally,
+    cut_boxes: bool = False,
+    hint: str = "",
 ) -> list[Row]:
-    """The rows of an image of this size, by place, with boxes that leave it by arithmetic cut.
+    """The rows of an image of this size, by place, with boxes that leave it by a pixel cut.
 
-    One that leaves it by more is a problem, to which `hint` is added.
+    What has no area, or none in the image, is left out. Both are counted in `tally`, but for what
+    is outside by arithmetic. One that leaves it by more is a problem, to which `hint` is added,
+    unless `cut_boxes`.
     """
     kept = []
     for place, row in rows.items():
-        x_min, y_min = max(row.x_min, 0), max(row.y_min, 0)
-        x_max, y_max = min(row.x_max, width), min(row.y_max, height)
+        x_min, x_max = (min(max(x, 0), width) for x in (row.x_min, row.x_max))
+        y_min, y_max = (min(max(y, 0), height) for y in (row.y_min, row.y_max))
         box = (x_min, y_min, x_max, y_max)
         beyond = max((abs(a - b) for a, b in zip(box, row[3:], strict=True)), default=0)
         if math.isnan(row.x_min):
             kept.append(row)
-        elif beyond > TOLERANCE or x_min >= x_max or y_min >= y_max:
+        elif beyond > PIXEL and not cut_boxes:
             given = ",".join(f"{corner!r}".removesuffix(".0") for corner in row[3:])
             problems.append(
                 f"{place}: image {row.image_id}, the box {given} leaves its image, {width} wide "
-                f"and {height} high{hint}"
+                f"and {height} high{hint or '; --boxes=cut cuts such boxes'}"
             )
+        elif not has_area(box):
+            tally.add(NO_AREA, f"{place} (image {row.image_id})")
         else:
+            if beyond > TOLERANCE:
+                tally.add(CUT_FAR if beyond > PIXEL else CUT, f"{place} (image {row.image_id})")
             kept.append(row._replace(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max))
     return kept

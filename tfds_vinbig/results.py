@@ -1,5 +1,6 @@
 """Submissions and COCO results read without annotations, of whatever images they name."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from jaxdet import InputError
 from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig import coco, submission
 from tfds_vinbig.json_lists import load_detections, parse_id, parse_whole
-from tfds_vinbig.records import Annotations, flatten, raise_all
+from tfds_vinbig.records import Annotations, flatten, parse_image_id, raise_all
 from tfds_vinbig.tables import parse_number, read_table
 
 # "No finding" is a class of submissions like any other. COCO's results have none: it is this label
@@ -64,7 +65,7 @@ def read_all(
             notes=[],
             **flatten([], ids),
         )
-        tables = [coco.read_detections(path, everything)[1] for path in paths]
+        tables = [coco.read_detections(path, everything, by_name=False)[1] for path in paths]
         return list(ids), tables, everything.class_ids, image_ids
     place, tables = {name: i for i, name in enumerate(ids)}, []
     for path in paths:
@@ -81,7 +82,10 @@ def _named_in_csv(path: Path) -> tuple[list[str], set[int]]:
     raise_all(problems, path)
     strings = [fields[table.at["predictionstring"]].split() for _, fields in table.rows]
     numbers = {parse_number(word) for words in strings for word in words[::6]}
-    ids = [fields[table.at["image_id"]] for _, fields in table.rows]
+    ids = []
+    for _, fields in table.rows:
+        with contextlib.suppress(InputError):
+            ids.append(parse_image_id(fields[table.at["image_id"]]))
     return ids, {int(number) for number in numbers if number.is_integer() and number >= 0}
 
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from jaxdet import InputError
 from jaxdet.ops.boxes import BoxTable
-from tfds_vinbig.records import LARGEST, check_id, raise_all
+from tfds_vinbig.records import LARGEST, parse_image_id, raise_all
 from tfds_vinbig.tables import parse_number, read_table
 
 # "No finding" is scored as a box, the same one in every image.
@@ -52,9 +52,8 @@ def read(path: str | Path, class_ids: tuple[int, ...]) -> tuple[list[str], BoxTa
     labels = {class_id: label for label, class_id in enumerate(class_ids)}
     ids, image, rows = {}, [], [np.empty((0, 6))]
     for line, fields in table.rows if table else []:
-        name = fields[table.at["image_id"]]
         try:
-            check_id(name)
+            name = parse_image_id(fields[table.at["image_id"]])
             if name in ids:
                 raise InputError(f"image_id {name} is there twice")
             ids[name] = len(ids)

@@ -23,9 +23,11 @@ from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
 from jaxdet import InputError
+from jaxdet.data import images as pictures
 from tfds_vinbig import kaggle, scratch, vindr
+from tfds_vinbig.drawn import drawn_phantom
 from tfds_vinbig.encoding import Shard, write_shards
-from tfds_vinbig.records import Folder, Record, Row
+from tfds_vinbig.records import Allowed, Folder, Record, Row
 
 
 @dataclasses.dataclass
@@ -156,12 +158,16 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             for file, mine in zip(files, slices, strict=True)
         )
         bar = tqdm(total=count, desc=f"write {split}", unit="image", disable=None)
-        written = write_shards(shards, paths, size, self.info.file_format)
+        seen = []
+        written = write_shards(shards, paths, size, self.info.file_format, seen)
         checksums = np.zeros(count, np.int64)
         with bar, contextlib.closing(written):
             for shard, found in written:
                 checksums[slices[shard]] = found
                 bar.update(len(found))
+        ids = {record.path: record.image_id for record in records}
+        for line in pictures.summarize((ids[path], note) for path, note in seen):
+            print(f"note: {split}: {line}", file=sys.stderr)
         # What is said of the images again, so that no one need read the pictures for it.
         said = [(i, row) for i, record in enumerate(records) for row in self._rows(record)]
         boxes = [relative(row, records[i]) for i, row in said]
@@ -230,25 +236,6 @@ def full_path(path: str | Path) -> str:
     return str(Path(os.path.expanduser(path)).resolve())
 
 
-def drawn_phantom(folder: Path) -> Path:
-    """The phantom's Kaggle folder, drawn, whole or not at all, where there is none.
-
-    Raises:
-        InputError: where it cannot be written.
-    """
-    if os.path.exists(folder) and not (folder.is_dir() and not os.listdir(folder)):
-        return folder
-    from tfds_vinbig import phantom
-
-    try:
-        phantom.draw_folder(folder)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot draw the phantom there ({error.strerror or error})"
-        ) from error
-    return folder
-
-
 def relative(row: Row, record: Record) -> tfds.features.BBox:
     """The box of a row as shares of its image; TFDS's float32 keeps it to 1e-7 of the image."""
     return tfds.features.BBox(
@@ -270,6 +257,8 @@ def build(
     coco: str | Path | None = None,
     images: str | Path | None = None,
     test_images: str | Path | None = None,
+    boxes: str = "strict",
+    follow_links: bool = False,
 ) -> Path:
     """Build the dataset `DATA_DIR/tfds_vinbig/CONFIG/VERSION` and return that directory.
 
@@ -277,7 +266,8 @@ def build(
     `kaggle.read_folder`; the phantom is drawn into `DATA_DIR/phantom` unless `manual_dir` says
     where it is or is to be. Any other is the name of a dataset of one's own, with pictures of
     `size` pixels: a folder of Kaggle's form, the VinDr-CXR release, or `coco`, an annotation file,
-    with the pictures in `images` and, without annotations, in `test_images`.
+    with the pictures in `images` and, without annotations, in `test_images`. With `boxes` "cut",
+    those that leave their image are cut; with `follow_links`, pictures may be links.
 
     What is built already is left as it is; that it is from other paths is said. When this fails or
     is interrupted, `data_dir` is left as it was, but for a phantom that is wholly drawn.
@@ -294,6 +284,7 @@ def build(
         )
     if coco is None and manual_dir is None and config != "phantom":
         raise InputError(f"--manual_dir: needed with --config={config}, the Kaggle folder")
+    allowed = Allowed(follow_links, cut_boxes=boxes == "cut")
     data_dir = Path(os.path.expanduser(data_dir))
     target = data_dir / Builder.name / config / str(Builder.VERSION)
     source = {
@@ -306,6 +297,8 @@ def build(
         "test_images": test_images,
     }
     source = {flag: full_path(path) for flag, path in source.items() if path is not None}
+    if allowed.cut_boxes:
+        source["boxes"] = boxes
     scratch.remove_abandoned(target)
     if os.path.exists(target / "dataset_info.json"):
         _check_built(target, source, size)
@@ -327,14 +320,15 @@ def build(
                         f"--config={config}: is VinBigData with 14 classes, but {manual_dir} is "
                         "the VinDr-CXR release, with 22: --config=NAME --size=N"
                     )
-                found = vindr.read_folder(manual_dir, train_meta, test_meta)
+                found = vindr.read_folder(manual_dir, train_meta, test_meta, allowed)
             elif coco is None:
-                found = kaggle.read_folder(manual_dir, train_csv, train_meta, test_meta, own)
+                tables = train_csv, train_meta, test_meta
+                found = kaggle.read_folder(manual_dir, *tables, own, allowed)
             else:
                 # Late, as its table of detections brings JAX, which the others need not wait for.
                 from tfds_vinbig.coco import read_instances
 
-                found = read_instances(coco, images, test_images)
+                found = read_instances(coco, images, test_images, allowed)
             with _silence():
                 builder = Builder(
                     found=found,

@@ -14,17 +14,21 @@ from pathlib import Path
 from jaxdet import InputError
 from tfds_vinbig.kaggle_csv import BOX_COLUMNS, VINBIGDATA, parse_box
 from tfds_vinbig.originals import read_meta, read_split
+from tfds_vinbig.pictures import find_pictures
 from tfds_vinbig.records import (
     NO_FINDING,
+    STRICT,
+    Allowed,
     Annotations,
     Folder,
     Record,
     Row,
-    check_id,
     check_reader,
+    check_units,
+    drop_empty,
     drop_repeated,
-    find_pictures,
     flatten,
+    parse_image_id,
     raise_all,
     ranked,
 )
@@ -84,11 +88,15 @@ def read_annotations(path: str | Path) -> Annotations:
     rows = _read_rows(path, labels, problems, notes)
     raise_all(problems, path)
     ids = tuple(dict.fromkeys(row.image_id for row in rows.values()))
+    rows = drop_empty(rows, path, notes)
     return Annotations(*ranked(CLASSES), **flatten(rows.values(), ids), notes=notes)
 
 
 def read_folder(
-    folder: str | Path, train_meta: str | Path | None = None, test_meta: str | Path | None = None
+    folder: str | Path,
+    train_meta: str | Path | None = None,
+    test_meta: str | Path | None = None,
+    allowed: Allowed = STRICT,
 ) -> Folder:
     """Read and check the whole release; of films it is checked what can be without decoding.
 
@@ -102,10 +110,10 @@ def read_folder(
     """
     folder = Path(os.path.expanduser(folder))
     problems, notes = [], []
-    train = _read_records(folder, "train", train_meta, problems, notes)
+    train = _read_records(folder, "train", train_meta, problems, notes, allowed)
     test = []
     if os.path.isdir(folder / "test"):
-        test = _read_records(folder, "test", test_meta, problems, notes)
+        test = _read_records(folder, "test", test_meta, problems, notes, allowed)
     else:
         notes.append(f"{folder / 'test'}: no such folder, so there is no test split")
     trained_on = {record.image_id for record in train}
@@ -126,7 +134,12 @@ def _tables(folder: Path, split: str) -> tuple[Path, Path]:
 
 
 def _read_records(
-    folder: Path, split: str, meta: str | Path | None, problems: list[str], notes: list[str]
+    folder: Path,
+    split: str,
+    meta: str | Path | None,
+    problems: list[str],
+    notes: list[str],
+    allowed: Allowed,
 ) -> list[Record]:
     annotations, labels = _tables(folder, split)
     rows_of = {}  # image id: its rows, by place
@@ -136,25 +149,30 @@ def _read_records(
     unsaid = []  # that films are as large as the originals goes without saying
     sizes = read_meta(meta, folder / f"{split}_meta.csv", problems, unsaid)
     files = find_pictures(folder / split, problems)
-    return read_split(folder / split, files, index, rows_of, sizes, annotations, problems, notes)[0]
+    place, listed = folder / split, (index, rows_of, sizes, annotations)
+    records = read_split(place, files, *listed, problems, notes, allowed)[0]
+    check_units(records, annotations, problems)
+    return records
 
 
 def _read_rows(
     annotations: Path, labels: Path, problems: list[str], notes: list[str]
 ) -> dict[str, Row]:
     """The rows of both tables by place, in the order of the images of `labels`."""
-    rows, without_box = {}, {}
+    rows, without_box, denied = {}, {}, {}  # by reader and image; those who say "No finding"
     table = read_table(annotations, problems, _COLUMNS)
     for line, fields in table.rows if table else []:
         place = f"{annotations} line {line}"
         image_id, word, *corners = (fields[table.at[name]] for name in _COLUMNS)
         reader = fields[table.at["rad_id"]] if "rad_id" in table.at else CONSENSUS
         try:
-            check_id(image_id)
+            image_id = parse_image_id(image_id)
             check_reader(reader)
             class_id = _IDS.get(word.lower())
             if class_id is None and word.lower() not in _GLOBAL:
                 raise InputError(f"unknown class_name {word!r}; the release has 22 with boxes")
+            if class_id is not None and CLASSES[class_id] == NO_FINDING:
+                denied[image_id, reader] = None
             if class_id is None or CLASSES[class_id] == NO_FINDING:
                 if any(corners):
                     raise InputError(f"{word} with the box {','.join(corners)}; it has none")
@@ -167,6 +185,7 @@ def _read_rows(
         else:
             rows[place] = row
     with_box = {(row.image_id, row.rad_id) for row in rows.values()}
+    both = {key for key in denied if key in with_box}
 
     order = {}
     if os.path.exists(labels):
@@ -176,6 +195,8 @@ def _read_rows(
         for key, (place, is_normal) in listed.items():
             without_box.setdefault(key, place)
             elsewhere += not is_normal and key not in with_box
+            if is_normal and key in with_box:
+                both.add(key)
         if elsewhere:
             notes.append(
                 f"{labels}: {elsewhere} readings have a label but {NO_FINDING}, and no box; they "
@@ -183,6 +204,12 @@ def _read_rows(
             )
     else:
         notes.append(f"{labels}: no such file, so only the images of {annotations.name} are known")
+    if both:
+        image_id, reader = min(both)
+        notes.append(
+            f"{annotations}: {len(both)} times one reader has a box and {NO_FINDING} on one image, "
+            f"{reader} on image {image_id} first; the boxes are kept"
+        )
     normal = len(CLASSES) - 1
     for (image_id, reader), place in without_box.items():
         if (image_id, reader) not in with_box:
@@ -199,7 +226,7 @@ def _read_labels(path: Path, problems: list[str]) -> dict[tuple[str, str], tuple
         image_id, word = fields[table.at["image_id"]], fields[table.at[NO_FINDING.lower()]]
         reader = fields[table.at["rad_id"]] if "rad_id" in table.at else CONSENSUS
         try:
-            check_id(image_id)
+            image_id = parse_image_id(image_id)
             check_reader(reader)
             if word and parse_number(word) not in (0, 1):
                 raise InputError(f"{NO_FINDING} is {word!r}, not 0 or 1")

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxdet import InputError
-from jaxdet.data import images
+from jaxdet.data import images, machine
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,14 @@ def fingerprint_of_ids(ids: np.ndarray) -> str:
 def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """A dataset that is built already.
 
+    Args:
+        data_dir: see `machine.datasets_folder`.
+
     Raises:
         InputError: if it is not.
     """
-    folder = Path(os.path.expanduser(data_dir)) / name
+    data_dir = machine.datasets_folder(data_dir)
+    folder = machine.with_home(data_dir, "config.data.dir") / name
     versions = sorted(folder.glob("*/dataset_info.json"))
     if not versions:
         raise InputError(

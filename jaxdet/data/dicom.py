@@ -6,26 +6,30 @@ there is before memory is taken for them.
 """
 
 import io
+import itertools
 import logging
+import struct
 import warnings
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import UInt8
 
 from jaxdet import InputError
+from jaxdet.data import grey
+from jaxdet.data.dicom_greys import Greys, element, grey_of_values, read_greys, shown
 
 SUFFIXES = (".dcm", ".dicom")
 MODALITIES = ("CR", "DX", "RG")  # computed and digital radiographs, and digitised films
 INSTALL = "pip install -e '.[dicom]'"
-INVERTED = "stored with white as zero, inverted"
 
 _TAGS = [
     "Modality", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration",
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction",
-    "WindowCenter", "WindowWidth", "PixelData", "FloatPixelData", "DoubleFloatPixelData",
+    "WindowCenter", "WindowWidth", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelData",
+    "FloatPixelData", "DoubleFloatPixelData",
 ]  # fmt: skip
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _HTJ2K = tuple(f"1.2.840.10008.1.2.4.{i}" for i in (201, 202, 203))
@@ -46,8 +50,8 @@ def check(data: bytes, max_pixels: int) -> tuple[tuple[int, int], tuple[str, ...
     Raises:
         InputError: as `read`, without the path.
     """
-    found = _open(_tools(), data, max_pixels)
-    return (found.Rows, found.Columns), _notes(found)
+    found, greys = _open(_tools(), data, max_pixels)
+    return (found.Rows, found.Columns), greys.notes
 
 
 def read(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "height width"], tuple[str, ...]]:
@@ -55,27 +59,27 @@ def read(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "height width"
 
     As the usual PNGs of VinBigData are made: Modality LUT or rescale, VOI LUT or window,
     MONOCHROME1 inverted, and the range of what is then there stretched to 0..255. A file of 8 bits
-    without LUT or rescale has such levels already, and is not stretched.
+    without LUT or rescale has such levels already, and is not stretched. Padding is black, and does
+    not choose the range; nor do a few extreme pixels (`grey.usual_range`).
 
     Raises:
         InputError: one line, without the path, for what is no single grey radiograph, is broken or
             cut short, or is coded in an unknown way. pydicom raises whatever else it runs into.
     """
     tools = _tools()
-    found = _open(tools, data, max_pixels)
+    found, greys = _open(tools, data, max_pixels)
     syntax = found.file_meta.TransferSyntaxUID
     # pydicom unpacks RLE itself; pylibjpeg's way may end the program on a broken file.
     plugin = "pydicom" if syntax == tools.uid.RLELossless else "pylibjpeg"
-    stored, _ = tools.get_decoder(syntax).as_array(found, decoding_plugin=plugin)
+    decoder = tools.get_decoder(syntax)
+    # Bits above those stored are looked at in `grey_of_values`: padding may have them.
+    stored, _ = decoder.as_array(found, decoding_plugin=plugin, correct_unused_bits=False)
     low, high = int(stored.min()), int(stored.max())
-    is_there = np.zeros(high - low + 1, bool)
-    for row in stored:  # as a whole it would take 8 bytes a pixel
-        is_there[row.astype(np.int32) - low] = True
-    table = _grey_of_values(tools, found, np.arange(low, high + 1), is_there)
+    table, notes = grey_of_values(greys, low, grey.count(stored, low, high))
     pixels = np.empty(stored.shape, np.uint8)
-    for i, row in enumerate(stored):
+    for i, row in enumerate(stored):  # as a whole it would take 8 bytes a pixel
         pixels[i] = table[row.astype(np.int32) - low]
-    return pixels, _notes(found)
+    return pixels, greys.notes + notes
 
 
 def _tools() -> SimpleNamespace:
@@ -90,6 +94,7 @@ def _tools() -> SimpleNamespace:
         import pydicom
         import pylibjpeg  # noqa: F401  by which pydicom finds the two
         from pydicom import encaps, pixels, uid
+        from pydicom.pixels.decoders.base import DecodeRunner
     except ImportError as error:
         raise NotInstalled(f"a DICOM file, which needs more packages: {INSTALL}") from error
     # It warns of what does not matter here; what does is an error, and one line.
@@ -98,8 +103,7 @@ def _tools() -> SimpleNamespace:
     return SimpleNamespace(
         dcmread=pydicom.dcmread,
         get_decoder=pixels.get_decoder,
-        apply_modality_lut=pixels.apply_modality_lut,
-        apply_voi_lut=pixels.apply_voi_lut,
+        runner=DecodeRunner,
         generate_frames=encaps.generate_frames,
         uid=uid,
         j2k_header=openjpeg.get_parameters,
@@ -107,36 +111,51 @@ def _tools() -> SimpleNamespace:
     )
 
 
-def _open(tools: SimpleNamespace, data: bytes, max_pixels: int) -> Any:
-    """The data set of a file that is as it should be, but for its codestream."""
+def _open(tools: SimpleNamespace, data: bytes, max_pixels: int) -> tuple[Any, Greys]:
+    """The data set of a file that is as it should be, but for its codestream.
+
+    What its header lacks and decoders ask for is added.
+    """
     if _DEFLATED.encode() in data[132:4096]:  # where the transfer syntax stands
         raise InputError("a deflated DICOM, which may grow without bounds; save it uncompressed")
     found = tools.dcmread(io.BytesIO(data), specific_tags=_TAGS)
-    modality = found.get("Modality") or ""  # de-identified files may lack it, as VinBigData's do
+    modality = element(found, "Modality") or ""  # VinBigData's files lack it
     if modality and modality not in MODALITIES:
-        raise InputError(f"a DICOM of modality {_shown(modality)}, not a radiograph (CR, DX or RG)")
+        raise InputError(f"a DICOM of modality {shown(modality)}, not a radiograph (CR, DX or RG)")
     if "PixelData" not in found:
         raise InputError("no whole pixel data: the file is cut short, or is no picture")
     frames = _whole(found, "NumberOfFrames", 1)
     if frames > 1:
         raise InputError(f"{frames} pictures (frames) in one file; save each on its own")
     samples = _whole(found, "SamplesPerPixel", 1)
-    kind = found.get("PhotometricInterpretation") or "of no photometric interpretation"
+    kind = str(element(found, "PhotometricInterpretation") or "").strip(" \0").upper()
+    kind = kind or "of no photometric interpretation"
     if samples != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(f"colour ({_shown(kind)}, {samples} samples a pixel), not a radiograph")
+        raise InputError(f"colour ({shown(kind)}, {samples} samples a pixel), not a radiograph")
     rows, columns = _whole(found, "Rows"), _whole(found, "Columns")
     if not 0 < rows * columns <= max_pixels:
         raise InputError(
             f"{columns} x {rows} pixels (Columns x Rows) are none, or more than "
             f"{max_pixels // 1_000_000} megapixels, which is no radiograph"
         )
-    allocated, bits = _whole(found, "BitsAllocated"), _whole(found, "BitsStored")
+    allocated = _whole(found, "BitsAllocated")
+    bits = _whole(found, "BitsStored", allocated)
     if allocated not in (8, 16) or not 8 <= bits <= allocated:
         raise InputError(f"{bits} bits stored in {allocated}; read are 8 to 16 bits")
     if _whole(found, "HighBit", bits - 1) != bits - 1:
         raise InputError(f"HighBit {found.HighBit} does not go with {bits} bits stored")
+    signed = _whole(found, "PixelRepresentation", 0)
+    if signed not in (0, 1):
+        raise InputError(f"PixelRepresentation {signed} is neither 0 nor 1")
+    # As decoders want them; that they are there and right they do not take for granted.
+    found.SamplesPerPixel, found.PhotometricInterpretation = 1, kind
+    found.Rows, found.Columns, found.PixelRepresentation = rows, columns, signed
+    found.BitsAllocated, found.BitsStored, found.HighBit = allocated, bits, bits - 1
+    for name in ("NumberOfFrames", "PlanarConfiguration"):
+        if name in found:
+            del found[name]
     _check_pixel_data(tools, found, rows, columns, allocated // 8)
-    return found
+    return found, read_greys(found)
 
 
 def _check_pixel_data(
@@ -148,7 +167,7 @@ def _check_pixel_data(
     try:
         tools.get_decoder(syntax)
     except (NotImplementedError, TypeError, AttributeError) as error:
-        raise InputError(f"coded in an unknown way (transfer syntax {_shown(syntax)})") from error
+        raise InputError(f"coded in an unknown way (transfer syntax {shown(syntax)})") from error
     if not syntax.is_encapsulated:
         # Padding is less than a row.
         if not expected <= length < expected + columns * size:
@@ -157,8 +176,19 @@ def _check_pixel_data(
                 f"are {expected}: the file is cut short, or its header is wrong"
             )
         return
+    runner = tools.runner(syntax)
+    runner.set_source(found)
+    runner.validate()
     (frame,) = tools.generate_frames(found.PixelData, number_of_frames=1)
     if syntax == uid.RLELossless:
+        segments = struct.unpack_from("<16L", frame) if len(frame) >= 64 else (0,)
+        starts = segments[1 : 1 + size]
+        if (
+            segments[0] != size
+            or starts[0] != 64
+            or not all(a < b for a, b in itertools.pairwise((*starts, len(frame))))
+        ):
+            raise InputError(f"the compressed picture is not the {size} planes that it should be")
         return
     if b"\xff\xd9" not in frame[-16:]:  # libjpeg is content without it; padding may follow
         raise InputError("the compressed picture has no end: the file is cut short")
@@ -170,54 +200,19 @@ def _check_pixel_data(
             f"the compressed picture has {inside['columns']} x {inside['rows']} pixels of {planes} "
             f"samples, but the header says {columns} x {rows} of 1"
         )
-
-
-def _grey_of_values(
-    tools: SimpleNamespace,
-    found: Any,
-    values: Shaped[np.ndarray, "values"],
-    is_there: Shaped[np.ndarray, "values"],
-) -> UInt8[np.ndarray, "values"]:
-    """The grey level of each stored value; the range is that of the values that are there.
-
-    Each step maps values one by one, so it is done for the values rather than for the pixels.
-    """
-    own = found.BitsStored == 8 and found.get("PixelRepresentation", 0) == 0
-    for name in ("ModalityLUTSequence", "VOILUTSequence"):
-        for item in found.get(name) or ():
-            own = False
-            # pydicom counts in the type of the entries: 8 bits are too few for the values.
-            item.LUTDescriptor = [*item.LUTDescriptor[:2], 16]
-    own = own and (found.get("RescaleSlope"), found.get("RescaleIntercept")) in _NO_RESCALE
-    seen = tools.apply_voi_lut(tools.apply_modality_lut(values, found), found).astype(np.float64)
-    if not np.isfinite(seen).all():
-        raise InputError("its rescale or window gives grey levels that are no finite numbers")
-    low, high = (0, 255) if own else (seen[is_there].min(), seen[is_there].max())
-    if found.PhotometricInterpretation == "MONOCHROME1":
-        seen, low, high = -seen, -high, -low
-    span = high - low or 1
-    return np.clip((seen - low) * 255 / span + 0.5, 0, 255).astype(np.uint8)
-
-
-_NO_RESCALE = ((None, None), (1, 0), (1, None), (None, 0))
-
-
-def _notes(found: Any) -> tuple[str, ...]:
-    return (INVERTED,) if found.PhotometricInterpretation == "MONOCHROME1" else ()
+    precision = inside.get("precision", found.BitsStored)
+    if precision > found.BitsAllocated:
+        raise InputError(
+            f"the compressed picture has {precision} bits, the header says {found.BitsAllocated}"
+        )
 
 
 def _whole(found: Any, name: str, default: int | None = None) -> int:
     """A whole number of the header; `default` where it is missing or empty."""
-    value = found.get(name)
+    value = element(found, name)
     value = default if value is None or value == "" else value
     try:
         return int(value)
     except (TypeError, ValueError) as error:
-        said = "is missing" if value is None else f"is {_shown(value)}, not a number"
+        said = "is missing" if value is None else f"is {shown(value)}, not a number"
         raise InputError(f"the header's {name} {said}") from error
-
-
-def _shown(value: Any) -> str:
-    """Whatever a header holds: short, and on one line."""
-    text = str(value)[:60]
-    return text if text.isprintable() else repr(text)

@@ -6,11 +6,13 @@ NumPy and Pillow only, and pydicom for DICOM: whoever packages pictures needs no
 import contextlib
 import io
 import os
+import re
 import stat
 import struct
+import unicodedata
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image
 
 from jaxdet import InputError
-from jaxdet.data import dicom
+from jaxdet.data import dicom, dicom_greys, grey
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", *dicom.SUFFIXES)
 # Far above any radiograph. Whatever claims to be larger is refused before a pixel is decoded.
@@ -28,7 +30,11 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits at which films are stored
 
 ORIENTED = "turned as its EXIF orientation says"
 EIGHT_BITS = "16-bit file that holds 8-bit values, read as such"
-INVERTED = dicom.INVERTED
+INVERTED = dicom_greys.INVERTED
+# What only decoding tells. Where a share of the pixels follows in brackets, it is of one picture.
+FLAT = "all pixels have the same grey level: there is nothing to see"
+PADDED, EXTREME = dicom_greys.PADDED, grey.EXTREME
+OF_PIXELS = (FLAT, PADDED, EXTREME)
 NotInstalled = dicom.NotInstalled
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
@@ -43,6 +49,34 @@ class Picture(NamedTuple):
 
     pixels: UInt8[np.ndarray, "height width"]
     notes: tuple[str, ...]
+
+
+def is_of_pixels(note: str) -> bool:
+    """Whether a note is one that `check` may not know yet."""
+    return note.startswith(OF_PIXELS)
+
+
+def summarize(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each kind of note, with the number of pictures; of pixels also with their names.
+
+    Args:
+        notes: names of pictures, each with a note.
+    """
+    found = {}
+    for name, note in notes:
+        kind = next((kind for kind in OF_PIXELS if note.startswith(kind)), note)
+        found.setdefault(kind, []).append((name, note.removeprefix(kind)))
+    lines = []
+    for kind, seen in found.items():
+        line = f"{len(seen)} pictures: {kind}"
+        if kind in OF_PIXELS:
+            names = sorted(name for name, _ in seen)
+            shares = [float(share.strip(" (%)")) for _, share in seen if share]
+            line += f" (at most {max(shares):.2g} % of one)" if shares else ""
+            line += f": {', '.join(names[:10])}"
+            line += f" and {len(names) - 10} more" if len(names) > 10 else ""
+        lines.append(line)
+    return lines
 
 
 def is_picture(path: Path) -> bool:
@@ -80,10 +114,24 @@ def _first_bytes(path: Path, count: int) -> bytes:
         return b""
 
 
-def image_id(path: str | Path) -> str:
-    """The name of a file without a suffix of pictures: 1.2.840.55 is no picture of kind .55."""
-    path = Path(path)
-    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+def image_id(path: str | Path, folder: str | Path | None = None) -> str:
+    """What a picture is called: its name, after those of the folders between `folder` and it.
+
+    A suffix of pictures is left off (1.2.840.55 is no picture of kind .55), and the parts are
+    joined by "__", so that the id is the name of a file again: p1/view1.png is p1__view1. Without
+    `folder` it is the name alone.
+    """
+    return path_id(Path(path).name if folder is None else Path(path).relative_to(folder))
+
+
+def path_id(path: str | PurePath) -> str:
+    """The `image_id` of a path below the folder of pictures; a backslash is a separator too.
+
+    In Unicode's composed form (NFC): macOS writes the names of files decomposed, tables are not.
+    """
+    *folders, name = [part for part in re.split(r"[/\\]", str(path)) if part not in ("", ".")]
+    name = Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name
+    return unicodedata.normalize("NFC", "__".join([*folders, name]))
 
 
 def read(path: str | Path) -> Picture:
@@ -101,16 +149,22 @@ def read(path: str | Path) -> Picture:
     data = _bytes_of(path)
     with _named(path):
         if dicom.is_dicom(data):
-            return Picture(*dicom.read(data, MAX_PIXELS))
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            _check_opened(picture, data)
-            return _read(picture, data)
+            found = Picture(*dicom.read(data, MAX_PIXELS))
+        else:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+                _check_opened(picture, data)
+                found = _read(picture, data)
+    if found.pixels.min() == found.pixels.max():
+        return found._replace(notes=(*found.notes, FLAT))
+    return found
 
 
 def check(path: str | Path) -> tuple[tuple[int, int], tuple[str, ...]]:
     """(height, width) and notes of a picture, decoded only where that is the way to know them.
 
     Of a DICOM its elements are read; of a plain gray PNG the checksums, which damage would change.
+    What passes here `read` reads, but for damage in compressed pixels; what is to be said of the
+    pixels (`is_of_pixels`) only it says.
 
     Raises:
         InputError: as `read`.
@@ -126,8 +180,9 @@ def check(path: str | Path) -> tuple[tuple[int, int], tuple[str, ...]]:
             if picture.format == "PNG" and picture.mode == "L" and all(plain):
                 picture.verify()
                 return (picture.height, picture.width), ()
-            read = _read(picture, data)
-            return read.pixels.shape, read.notes
+            found = _read(picture, data)
+            notes = (note for note in found.notes if not is_of_pixels(note))
+            return found.pixels.shape, tuple(notes)
 
 
 @contextlib.contextmanager
@@ -205,9 +260,11 @@ def _read(picture: Image.Image, data: bytes) -> Picture:
     if turned or orientation in _UPRIGHT:
         notes.append(ORIENTED)
     if picture.mode.startswith("I"):
-        pixels, depth = _scale(np.asarray(picture))
+        pixels, depth, extreme = _scale(np.asarray(picture))
         if depth == 8:
             notes.append(EIGHT_BITS)
+        if extreme:
+            notes.append(grey.note(EXTREME, extreme))
         if white_is_zero:  # Pillow inverts 8 bits, but not more
             pixels = 255 - pixels
             notes.append(INVERTED)
@@ -242,18 +299,22 @@ def _orientation(picture: Image.Image) -> int | None:
         return None
 
 
-def _scale(levels: np.ndarray) -> tuple[UInt8[np.ndarray, "height width"], int]:
-    """Grey levels of up to 16 bits at 8 bits, and the depth that they have."""
+def _scale(levels: np.ndarray) -> tuple[UInt8[np.ndarray, "height width"], int, float]:
+    """Grey levels of up to 16 bits at 8 bits, the depth that they have, and the share of extreme
+    ones above it, which are white."""
     low, high = int(levels.min()), int(levels.max())
     if low < 0 or high >= 1 << 16:
         raise InputError(f"grey levels from {low} to {high}; save it with 8 or 16 bits")
-    depth = next(bits for bits in DEPTHS if high < 1 << bits)
+    counts = grey.count(levels, low, high)
+    _, usual = grey.usual_range(np.arange(low, high + 1), counts)
+    depth = next(bits for bits in DEPTHS if usual < 1 << bits)
     top = (1 << depth) - 1
-    table = ((np.arange(top + 1) * 255 + top // 2) // top).astype(np.uint8)
+    table = np.minimum((np.arange(high + 1) * 255 + top // 2) // top, 255).astype(np.uint8)
+    extreme = counts[max(top + 1 - low, 0) :].sum() / counts.sum()
     pixels = np.empty(levels.shape, np.uint8)
     for row, line in enumerate(levels):  # as a whole it would take 8 bytes a pixel
         pixels[row] = table[line]
-    return pixels, depth
+    return pixels, depth, float(extreme)
 
 
 def resize(

@@ -1,9 +1,12 @@
-"""What this machine has: cores, and memory that is free."""
+"""What this machine has: cores, memory that is free, a home and a place for datasets."""
 
 import os
+import sys
 from pathlib import Path
 
 import psutil
+
+from jaxdet import InputError
 
 
 def cores() -> int:
@@ -35,3 +38,32 @@ def free_memory(root: Path = Path("/")) -> int:
             if folder == top:
                 break
     return max(free, 0)
+
+
+def with_home(path: str, name: str) -> Path:
+    """A path with `~` as the home that it stands for.
+
+    Args:
+        name: of the flag or field, for the error.
+
+    Raises:
+        InputError: if there is none: then it would be a folder that is called `~`.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise InputError(
+            f"{name}: {path} has no home here (is HOME set?): give the path from / on, or ./{path} "
+            "for a folder of that name"
+        )
+    return Path(expanded)
+
+
+def datasets_folder(data_dir: str = "") -> str:
+    """Where datasets are: `data_dir`, or if that is empty TFDS's own place, which is said.
+
+    That is the environment's TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+    """
+    own = os.environ.get("TFDS_DATA_DIR")
+    if own and not data_dir:
+        print(f"note: datasets are in {own}, as TFDS_DATA_DIR says", file=sys.stderr)
+    return data_dir or own or "~/tensorflow_datasets"

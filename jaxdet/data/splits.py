@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from jaxdet import InputError
+from jaxdet.data import images
 from jaxdet.data.dataset import Dataset, read_split
 
 
@@ -136,6 +137,11 @@ def read_groups(groups: str, ids: np.ndarray) -> np.ndarray:
             f"config.data.groups: {groups!r} is not FILE.csv:COLUMN, by image_id ({error})"
         ) from error
     table = table.apply(lambda cells: cells.str.strip())
+    known = set(ids.tolist())
+    table["image_id"] = [  # a path stands for its id
+        name if name in known or not name.strip("/\\.") else images.path_id(name)
+        for name in table.image_id
+    ]
     table = table[table.image_id.isin(ids)].drop_duplicates()
     empty = table.image_id[table[column] == ""]
     if len(empty):

@@ -72,6 +72,7 @@ def summarize(
     method: str,
     more_iou_thresholds: Sequence[float] = (0.5, 0.75),
     bootstrap_samples: int = 0,
+    crowds: BoxTable | None = None,
 ) -> dict:
     """The scores of `evaluation.json`.
 
@@ -81,16 +82,21 @@ def summarize(
 
     Args:
         method: how the ground truth was made.
+        crowds: regions where detections are not judged, see `metrics.without_those_in_crowds`.
     """
     num_classes = len(class_names)
+    thresholds = (IOU_THRESHOLD, *more_iou_thresholds)
+    judged = [_judged(detections, truth, crowds, threshold) for threshold in thresholds]
+    detections = judged[0]
 
     def mean(values):
         values = values[~np.isnan(values)]
         return float(values.mean()) if len(values) else None
 
-    aps = metrics.average_precision(
-        detections, truth, (IOU_THRESHOLD, *more_iou_thresholds), num_classes + 1
-    )
+    aps = [
+        metrics.average_precision(table, truth, (threshold,), num_classes + 1)[0]
+        for table, threshold in zip(judged, thresholds, strict=True)
+    ]
     first, at = aps[0], f"@{IOU_THRESHOLD:g}"
     froc, froc_of_all = metrics.froc(detections, truth, num_images, IOU_THRESHOLD, num_classes)
     scores = {
@@ -124,6 +130,14 @@ def summarize(
     return scores
 
 
+def _judged(
+    detections: BoxTable, truth: BoxTable, crowds: BoxTable | None, iou_threshold: float
+) -> BoxTable:
+    if crowds is None:
+        return detections
+    return metrics.without_those_in_crowds(detections, truth, crowds, iou_threshold)
+
+
 class Case(NamedTuple):
     """What is scored; `image` of both tables counts the ids."""
 
@@ -132,15 +146,19 @@ class Case(NamedTuple):
     truth: BoxTable
     method: str  # how the truth was made
     detections: BoxTable
+    crowds: BoxTable | None = None  # see `summarize`
+
+    def judged(self, detections: BoxTable) -> BoxTable:
+        """Those of some detections that are judged at the IoU of the task."""
+        return _judged(detections, self.truth, self.crowds, IOU_THRESHOLD)
 
     def summarize(
         self, more_iou_thresholds: Sequence[float] = (0.5, 0.75), bootstrap_samples: int = 0
     ) -> dict:
         """See `summarize`."""
         tables = self.detections, self.truth, len(self.ids)
-        return summarize(
-            *tables, self.class_names, self.method, more_iou_thresholds, bootstrap_samples
-        )
+        how = self.method, more_iou_thresholds, bootstrap_samples, self.crowds
+        return summarize(*tables, self.class_names, *how)
 
 
 def renumber(table: BoxTable, ids: Sequence[str], new_ids: Sequence[str]) -> BoxTable:
@@ -160,6 +178,7 @@ def of_files(
     detected_ids: Sequence[str],
     detections: BoxTable,
     method: str,
+    crowds: Sequence[tuple[int, int, tuple[float, ...]]] = (),
 ) -> Case:
     """Detections, whose `image` counts `detected_ids`, and readers' rows as what is scored.
 
@@ -168,6 +187,7 @@ def of_files(
 
     Args:
         ids: of the annotated images, which `image` counts.
+        crowds: (image, label, box) of each region where detections are not judged.
     """
     missing, unknown = len(set(ids) - set(detected_ids)), len(set(detected_ids) - set(ids))
     if missing:
@@ -179,7 +199,11 @@ def of_files(
     all_ids = list(dict.fromkeys([*ids, *detected_ids]))
     truth = ground_truth(method, image, labels, readers, boxes, len(class_names))
     detections = renumber(detections, detected_ids, all_ids)
-    return Case(all_ids, class_names, truth, method, detections)
+    regions = None
+    if crowds:
+        columns = [np.array(column) for column in zip(*crowds, strict=True)]
+        regions = BoxTable(*columns, np.ones(len(crowds)))
+    return Case(all_ids, class_names, truth, method, detections, regions)
 
 
 def format_table(scores: dict, truth: BoxTable) -> str:

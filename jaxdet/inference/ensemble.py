@@ -1,29 +1,36 @@
 """Several opinions of the same images made one: of looks at them, of detectors, of submissions."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from jaxdet import InputError
 from jaxdet.ops import fusion
 from jaxdet.ops.boxes import BoxTable
+from jaxdet.runs.workdir import Run, read_config
 
 
 def fuse_tables(
     tables: Sequence[BoxTable],
     weights: Sequence[float | int] | None = None,
     method: str = "wbf@0.5",
+    known: Sequence[Collection[int]] | None = None,
 ) -> BoxTable:
     """Tables of the same images as one, by weighted boxes fusion (Solovyev et al. 2021).
 
-    A box counts with its score times the weight of its table. A fused one has the mean of those
-    that joined it, times the share of the tables that could have: what one of three alone has found
-    keeps a third of its score. This is `weighted_boxes_fusion` of ensemble-boxes with its default
-    `conf_type`. A box that is the same in every table, as that of "No finding", comes out with the
-    mean of its scores by weight.
+    A box counts with its score times the weight of its table. A fused one has the mean score, by
+    weight, of those that joined it, times the weight of their tables among that of all which know
+    the class: what one of three alone has found keeps a third of its score, however often it says
+    it. This is `weighted_boxes_fusion` of ensemble-boxes with the `conf_type` "box_and_model_avg".
+    A box that is the same in every table, as that of "No finding", comes out with the mean of its
+    scores by weight. No score comes out higher than all that went in.
 
     Args:
         weights: of each table, above 0; 1 if left out.
         method: "wbf@IOU", or another of `fusion.fuse` that takes scores.
+        known: of each table the labels that it could have; all of them if left out.
 
     Returns:
         The fused boxes by image, label and descending score; rows of score 0 or below are dropped.
@@ -32,8 +39,67 @@ def fuse_tables(
     weights = weights / weights.max()  # changes nothing, but no sum overflows
     source = np.repeat(np.arange(len(tables)), [len(table.image) for table in tables])
     rows = BoxTable(*map(np.concatenate, zip(*tables, strict=True)))
-    scores = rows.scores * weights[source]
-    kept = scores > 0
+    shares = np.ones(len(source))
+    for label in np.unique(rows.labels):
+        knows = np.array([known is None or label in known[i] for i in range(len(tables))])
+        mine = rows.labels == label
+        shares[mine] = weights[source[mine]] / weights[knows].sum()
+    kept = rows.scores * shares > 0
     image, labels, boxes = rows.image[kept], rows.labels[kept], rows.boxes[kept]
-    fused = fusion.fuse(method, image, labels, source[kept], boxes, len(tables), scores[kept])
-    return fused._replace(scores=fused.scores * len(tables) / weights.sum())
+    return fusion.fuse(
+        method, image, labels, source[kept], boxes, len(tables), rows.scores[kept], shares[kept]
+    )
+
+
+def runs_beside(files: Sequence[Path]) -> tuple[list[Run | None], dict[int, str]]:
+    """The run that each submission lies beside, and what they call each class, by its number.
+
+    Raises:
+        InputError: if one number has another name in another run.
+    """
+    runs, names, of = [], {}, {}
+    for file in files:
+        beside = (file.parent / "config.json").exists()
+        run = read_config(file.parent)[1] if beside else None
+        runs.append(run)
+        called = zip(run.class_ids, [*run.class_names, "No finding"], strict=True) if run else ()
+        for number, name in called:
+            if names.setdefault(number, name) != name:
+                raise InputError(
+                    f"--submissions: the runs of {file} and {of[number]} have other classes: "
+                    f"{number} is {name!r} and {names[number]!r}"
+                )
+            of.setdefault(number, file)
+    return runs, names
+
+
+def known_labels(
+    files: Sequence[Path],
+    runs: Sequence[Run | None],
+    names: Mapping[int, str],
+    tables: Sequence[BoxTable],
+    class_ids: Sequence[int],
+) -> list[set[int]]:
+    """The labels that each table could have: those of its run's classes, else those that it has.
+
+    Prints a line for each class that some know, but not all, to standard error.
+
+    Args:
+        files, runs, names: see `runs_beside`.
+        class_ids: of each label.
+    """
+    known = [
+        set(np.unique(table.labels).tolist())
+        | ({i for i, number in enumerate(class_ids) if number in run.class_ids} if run else set())
+        for run, table in zip(runs, tables, strict=True)
+    ]
+    for label, number in enumerate(class_ids):
+        knowing = [str(file) for file, labels in zip(files, known, strict=True) if label in labels]
+        if 0 < len(knowing) < len(files):
+            name = f"{number} ({names[number]})" if number in names else number
+            print(
+                f"note: class {name} is known to {len(knowing)} of {len(files)} submissions alone, "
+                f"which count for it: {', '.join(knowing)}",
+                file=sys.stderr,
+            )
+    return known

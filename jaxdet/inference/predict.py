@@ -41,9 +41,9 @@ def find_files(path: str) -> list[Path]:
     """The pictures that a file, a folder or a glob names.
 
     Raises:
-        InputError: if there is none, or two have the same name but for the suffix.
+        InputError: if there is none, or two have the same id (see `folder_of`).
     """
-    place = Path(os.path.expanduser(path))
+    place, folder = Path(os.path.expanduser(path)), folder_of(path)
     if place.is_dir():
         candidates = place.iterdir()
     elif place.exists():
@@ -52,27 +52,60 @@ def find_files(path: str) -> list[Path]:
         candidates = map(Path, glob.glob(str(place), recursive=True))
     files = sorted(filter(images.is_picture, candidates))
     if not files:
-        raise InputError(f"--images={path}: no picture there ({', '.join(images.SUFFIXES)})")
+        below = "; folders below it are looked into by a glob, '**/*'" if place.is_dir() else ""
+        raise InputError(f"--images={path}: no picture there ({', '.join(images.SUFFIXES)}){below}")
     if odd := [file.name for file in files if not file.name.isprintable()]:
         raise InputError(f"--images={path}: the name {odd[0]!a} is no line of text: rename it")
-    (stem, times), *_ = Counter(map(images.image_id, files)).most_common(1)
+    ids = [images.image_id(file, folder) for file in files]
+    (image_id, times), *_ = Counter(ids).most_common(1)
     if times > 1:
-        raise InputError(f"--images={path}: {times} files are named {stem}")
+        same = [
+            str(f.relative_to(folder)) for f, i in zip(files, ids, strict=True) if i == image_id
+        ]
+        raise InputError(
+            f"--images={path}: {times} files are named {image_id}: {', '.join(same[:3])}"
+        )
     return files
 
 
+def folder_of(path: str) -> Path:
+    """The folder of which `--images` names pictures: ids are their paths below it.
+
+    Of a glob it is what comes before the first wildcard.
+    """
+    place = Path(os.path.expanduser(path))
+    if place.is_dir():
+        return place
+    while glob.has_magic(str(place)) and not place.exists():
+        place = place.parent
+        if not glob.has_magic(str(place)):
+            return place
+    return place.parent
+
+
+def known_id(file: Path, known: Mapping[str, object]) -> str | None:
+    """What a table calls a file: by the longest end of its path that the table has."""
+    parts = Path(os.path.abspath(file)).parts[1:]
+    ends = (images.path_id("/".join(parts[i:])) for i in range(len(parts)))
+    return next((end for end in ends if end in known), None)
+
+
 def read_pictures(
-    files: list[Path], known_sizes: Mapping[str, tuple[int, int]] | None, image_size: int
+    files: list[Path],
+    known_sizes: Mapping[str, tuple[int, int] | None] | None,
+    image_size: int,
+    folder: Path | None = None,
 ) -> Pictures:
     """Read files; one that cannot be read is left out, and a problem.
 
     Args:
-        known_sizes: original (height, width) by id, else they are the files' own.
+        known_sizes: original (height, width) by id, else (or where None) they are the files' own.
+        folder: ids are paths below it; without it, and in `known_sizes`, they are names.
 
     Raises:
         dicom.NotInstalled: at the first DICOM, where no other could be read either.
     """
-    ids, sizes, pixels, problems, notes, kept = [], [], [], [], Counter(), []
+    ids, sizes, pixels, problems, notes, kept, taken = [], [], [], [], [], [], set()
     for file in tqdm(files, "read", unit="image", disable=None):
         try:
             picture = images.read(file)
@@ -81,18 +114,25 @@ def read_pictures(
         except InputError as error:
             problems.append(str(error))
             continue
-        name = images.image_id(file)
-        if known_sizes is not None and name not in known_sizes:
-            problems.append(f"{file}: --meta has no line for image_id {name}")
-            continue
+        name, own = images.image_id(file, folder), picture.pixels.shape
+        if known_sizes is not None:
+            there = known_id(file, known_sizes)
+            if there is None or there in taken:
+                problems.append(
+                    f"{file}: --meta has no line for image_id {name}"
+                    if there is None
+                    else f"{file}: --meta has one line for it and another file, image_id {there}"
+                )
+                continue
+            name, own = there, known_sizes[there] or own
+            taken.add(there)
         ids.append(name)
         kept.append(file)
-        own = picture.pixels.shape
-        sizes.append(own if known_sizes is None else known_sizes[name])
+        sizes.append(own)
         pixels.append(images.resize(picture.pixels, image_size))
-        notes.update(picture.notes)
-    said = [f"{count} pictures: {note}" for note, count in notes.items()]
-    return Pictures(ids, np.array(sizes, np.int64).reshape(-1, 2), pixels, problems, said, kept)
+        notes += [(name, note) for note in picture.notes]
+    sizes = np.array(sizes, np.int64).reshape(-1, 2)
+    return Pictures(ids, sizes, pixels, problems, images.summarize(notes), kept)
 
 
 def split_pictures(dataset: Dataset, image_size: int, batch_size: int) -> Pictures:

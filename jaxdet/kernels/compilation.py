@@ -28,6 +28,8 @@ def keep_compiled() -> None:
     """
     if not jax.config.jax_compilation_cache_dir:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if caches.startswith("~"):  # of a user without a home
+            return
         # Machines that share a home may have unlike processors.
         cpus = Path("/proc/cpuinfo")
         kind = re.search(r"flags.*", cpus.read_text() if cpus.exists() else "")

@@ -1,6 +1,5 @@
 """Layers that the networks share."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -10,7 +9,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdet import ConfigError
-from jaxdet.kernels import cpu, winograd
+
+# Also for the networks, which take all their layers from here.
+from jaxdet.kernels.nn import BatchNorm, Conv, conv_norm, max_pool, relu  # noqa: F401
 
 EPSILON = 1e-5  # of every normalisation that learns: torch's
 
@@ -29,104 +30,6 @@ def names_of_layer(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
         f"{ours}/{leaf}": tuple(f"{name}.{torchs}" for name in theirs)
         for leaf, torchs in IN_TORCH.items()
     }
-
-
-@jax.custom_jvp
-def relu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """`jax.nn.relu`, whose gradient asks what came out: what went in need not be kept."""
-    return jnp.maximum(x, 0)
-
-
-# Not y > 0: XLA would make that a question about x again.
-relu.defjvps(lambda tangent, y, _: jnp.where(y != 0, tangent, 0))
-
-
-class Conv(nnx.Conv):
-    """`nnx.Conv` of one stride for both directions."""
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        kernel, bias = (
-            None if p is None else jnp.asarray(p[...]) for p in (self.kernel, self.bias)
-        )
-        return self.convolve(x, kernel, bias)
-
-    def convolve(
-        self,
-        x: Float[Array, "b h w c"],
-        kernel: Float[Array, "k k c d"],
-        bias: Float[Array, "d"] | None,
-    ) -> Float[Array, "b h2 w2 d"]:
-        """With another kernel and bias than its own."""
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        *size, c, d = kernel.shape
-        padded_3x3 = (*size, self.strides, self.padding) == (3, 3, 1, 1)
-        if not cpu.on_cpu():
-            # In eights, or cuDNN copies everything to another number of channels and back.
-            kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, -d % 8)))
-            x = cpu.plain_conv(x, kernel, self.strides, self.padding)[..., :d]
-        elif size == [1, 1]:
-            x = cpu.conv_1x1(x, kernel, self.strides)
-        elif padded_3x3 and winograd.pays(x, kernel):
-            x = winograd.conv_3x3(x, kernel)
-        elif padded_3x3 and 9 * d <= c:
-            x = cpu.conv_3x3_few(x, kernel)
-        else:
-            x = cpu.conv(x, kernel, self.strides, self.padding)
-        return x if bias is None else cpu.add_bias(x, bias.astype(self.dtype))
-
-
-def batch_norm(
-    x: Float[Array, "*n c"], scale: Float[Array, "c"], bias: Float[Array, "c"], epsilon: float
-) -> tuple[Float[Array, "*n c"], Float[Array, "c"], Float[Array, "c"]]:
-    """BatchNorm in training (Ioffe and Szegedy 2015), and the mean and variance of the batch."""
-    y, mean, variance = _batch_norm(x, scale, bias, epsilon)
-    return y, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _batch_norm(x, scale, bias, epsilon):
-    return _batch_norm_forward(x, scale, bias, epsilon)[0]
-
-
-def _batch_norm_forward(x, scale, bias, epsilon):
-    count = x.size // x.shape[-1]
-    mean = cpu.sum_of_channels(x) / count
-    variance = jnp.maximum(cpu.sum_of_channels(x * x) / count - mean**2, 0)  # as nnx has it
-    inverse = jax.lax.rsqrt(variance + epsilon)
-    y = (x - mean) * (inverse * scale) + bias
-    return (y, mean, variance), (x, mean, inverse, scale)
-
-
-def _batch_norm_backward(_, kept, gradients):
-    """For y = scale * z + bias of z = (x - mean) * inverse; nobody asks for that of the statistics.
-
-    Both statistics depend on x: dx = scale * inverse * (g - mean(g) - z * mean(g * z)).
-    """
-    x, mean, inverse, scale = kept
-    g = gradients[0]
-    count = x.size // x.shape[-1]
-    sum_g = cpu.sum_of_channels(g)
-    sum_gz = cpu.sum_of_channels(g * (x - mean)) * inverse
-    dx = scale * inverse * (g - sum_g / count - (x - mean) * (inverse * sum_gz / count))
-    return dx, sum_gz, sum_g
-
-
-_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
-class BatchNorm(nnx.BatchNorm):
-    """`nnx.BatchNorm` of channels that come last, whose gradient reads activations fewer times."""
-
-    def __call__(
-        self, x: Float[Array, "b h w c"], use_running_average: bool
-    ) -> Float[Array, "b h w c"]:
-        if use_running_average:
-            return super().__call__(x, use_running_average=True)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        y, mean, var = batch_norm(wide, self.scale[...], self.bias[...], self.epsilon)
-        for average, new in ((self.mean, mean), (self.var, var)):
-            average[...] = self.momentum * average[...] + (1 - self.momentum) * new
-        return y.astype(self.dtype)
 
 
 def conv(
@@ -185,9 +88,13 @@ class OnesConv(nnx.Module):
 
     def __call__(self, height: int, width: int) -> Float[Array, "1 h w c"]:
         """For an image of that many pixels."""
-        ones = jnp.ones((1, height, width, 1), self.dtype)
-        kernel = jnp.asarray(self.kernel[...], self.dtype)
-        return cpu.plain_conv(ones, kernel, self.stride, self.padding)
+        return jax.lax.conv_general_dilated(
+            jnp.ones((1, height, width, 1), self.dtype),
+            jnp.asarray(self.kernel[...], self.dtype),
+            (self.stride, self.stride),
+            [(self.padding, self.padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
 
 
 class FrozenBatchNorm(nnx.Module):
@@ -257,14 +164,3 @@ def scale_and_shift(
     """What normalisation by the averages of BatchNorm multiplies with and adds."""
     scale = layer.scale[...] * jax.lax.rsqrt(layer.var[...] + epsilon)
     return scale, layer.bias[...] - layer.mean[...] * scale
-
-
-def conv_norm(
-    conv: Conv, norm: Norm, x: Float[Array, "b h w c"], train: bool
-) -> Float[Array, "b h2 w2 d"]:
-    """`norm(conv(x), train)`; on a GPU, a fixed scale and shift become the convolution's own."""
-    fixed = None if cpu.on_cpu() else norm.fixed(train)
-    if fixed is None:
-        return norm(conv(x), train)
-    scale, shift = fixed
-    return conv.convolve(x, conv.kernel[...] * scale, shift)

@@ -9,42 +9,20 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxdet import ConfigError
-from jaxdet.kernels import cpu
-from jaxdet.models.layers import Norm, OnesConv, conv, conv_norm, names_of_layer, relu, run_block
+from jaxdet.models.layers import (
+    Norm,
+    OnesConv,
+    conv,
+    conv_norm,
+    max_pool,
+    names_of_layer,
+    relu,
+    run_block,
+)
 
 BLOCKS = {
     10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
 }  # fmt: skip
-
-
-def max_pool_3x3_stride_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Max over rows, then over columns, of strided slices.
-
-    Unlike that of `reduce_window`, its gradient is a plain selection; and it is read three times
-    in each direction, not nine times.
-    """
-    for axis in (1, 2):
-        size = x.shape[axis]
-        padding = [(1, 1) if i == axis else (0, 0) for i in range(4)]
-        padded = jnp.pad(x, padding, constant_values=-jnp.inf)
-        first, second, third = (
-            jax.lax.slice_in_dim(padded, i, i + size, 2, axis) for i in range(3)
-        )
-        x = jnp.maximum(jnp.maximum(first, second), third)
-    return x
-
-
-def conv_7x7_stride_2(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "7 7 c d"]
-) -> Float[Array, "b h2 w2 d"]:
-    """The convolution, padded by 3, as one of blocks of 2x2 pixels: a GPU wants channels."""
-    b, h, w, c = x.shape
-    # The kernel as 8x8, from 4 pixels before to 3 after; the image as far, to whole blocks.
-    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
-    x = jnp.pad(x, ((0, 0), (4, 2 + h % 2), (4, 2 + w % 2), (0, 0)))
-    x = x.reshape(b, x.shape[1] // 2, 2, x.shape[2] // 2, 2 * c).swapaxes(2, 3)
-    kernel = kernel.reshape(4, 2, 4, 2 * c, -1).swapaxes(1, 2)
-    return cpu.plain_conv(x.reshape(*x.shape[:3], 4 * c), kernel.reshape(4, 4, 4 * c, -1), 1, 0)
 
 
 class Stem(nnx.Module):
@@ -56,12 +34,12 @@ class Stem(nnx.Module):
         self.norm = Norm(norm, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, train):
-        kernel, dtype = self.conv.kernel[...], self.conv.dtype
+        kernel = self.conv.kernel[...]
         if self.ones is not None:  # one convolution of two channels
             x = jnp.concatenate([x, jnp.ones_like(x)], axis=-1)
             kernel = jnp.concatenate([kernel, self.ones.kernel[...]], axis=2)
-        y = conv_7x7_stride_2(x.astype(dtype), jnp.asarray(kernel, dtype))
-        return max_pool_3x3_stride_2(relu(self.norm(y, train)))
+        y = relu(self.norm(self.conv.convolve(x, kernel), train))
+        return max_pool(y, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 class BasicBlock(nnx.Module):

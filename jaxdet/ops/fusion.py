@@ -61,6 +61,7 @@ def fuse(
     boxes: Float[np.ndarray, "n 4"],
     num_readers: int = 3,
     scores: Float[np.ndarray, "n"] | None = None,
+    shares: Float[np.ndarray, "n"] | None = None,
 ) -> BoxTable:
     """Fuse boxes of one image and class that overlap.
 
@@ -84,43 +85,57 @@ def fuse(
             any unit.
         num_readers: readers of an image.
         scores: of each box, above 0; 1 if left out.
+        shares: of each box, what its reader counts among all who could have drawn it, above 0: a
+            box then counts with its score times that, and "wbf@T" scores a cluster by the mean
+            score, weighted by share, times the sum of the shares of the readers in it, however many
+            boxes a reader has there. That is the `conf_type` "box_and_model_avg" of ensemble-boxes.
 
     Returns:
         The fused boxes by image, label and descending score.
 
     Raises:
         InputError: see `parse`.
-        ValueError: for a score that is not above 0.
+        ValueError: for a score or a share that is not above 0.
     """
     how = parse(method)
     scores = np.ones(len(image)) if scores is None else scores.astype(np.float64)
-    if not (scores > 0).all():
-        raise ValueError("fuse: a score is not above 0")
+    counts = scores if shares is None else scores * shares
+    if not (counts > 0).all():
+        raise ValueError("fuse: a score or a share is not above 0")
     rows = np.arange(len(image))
     names = np.unique(readers, return_inverse=True)[1]
     if how.name != "none":
         # First row of each reader in each image.
         pair = image * (names.max(initial=0) + 1) + names
         _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
-        rows = np.lexsort((-rows, -first[inverse], -scores, labels, image))
-    image, labels, names, scores = image[rows], labels[rows], names[rows], scores[rows]
+        rows = np.lexsort((-rows, -first[inverse], -counts, labels, image))
+    image, labels, names = image[rows], labels[rows], names[rows]
+    scores, counts = scores[rows], counts[rows]
     boxes = boxes[rows].astype(np.float64)
 
     kept = np.arange(len(image))
     if how.name != "none":
         new = (np.diff(image, prepend=-1) != 0) | (np.diff(labels, prepend=-1) != 0)
         group = np.cumsum(new) - 1
-        cluster = _cluster(boxes, scores, group, how.iou_threshold, moves=how.name != "nms")
+        cluster = _cluster(boxes, counts, group, how.iou_threshold, moves=how.name != "nms")
         # A cluster is called after its first row, which becomes its box.
         kept, member = np.unique(cluster, return_inverse=True)
         if how.name != "nms":
             total = np.zeros((len(kept), 4))
-            np.add.at(total, member, scores[:, None] * boxes)
-            boxes[kept] = total / np.bincount(member, scores)[:, None]
+            np.add.at(total, member, counts[:, None] * boxes)
+            boxes[kept] = total / np.bincount(member, counts)[:, None]
             count = np.bincount(member)
             mean_score = np.bincount(member, scores) / count
-            readers_of = np.bincount(np.unique(np.stack([member, names]), axis=1)[0])
-            if how.name == "votes":
+            pairs, first = np.unique(np.stack([member, names]), axis=1, return_index=True)
+            readers_of = np.bincount(pairs[0])
+            if shares is not None:
+                shares = shares[rows]
+                mean_score = np.bincount(member, counts) / np.bincount(member, shares)
+                highest = np.zeros(len(kept))
+                np.maximum.at(highest, member, scores)  # rounding does not lead above it
+                share = np.bincount(pairs[0], shares[first])
+                scores[kept] = np.minimum(mean_score * share, highest)
+            elif how.name == "votes":
                 scores[kept] = np.minimum(readers_of, num_readers) / num_readers
             else:
                 scores[kept] = mean_score * np.minimum(count, num_readers) / num_readers

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxdet.ops.boxes import BoxTable, iou
+from jaxdet.ops.boxes import BoxTable, area, iou
 
 FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # per image: the rates of the LUNA16 challenge
 
@@ -69,6 +69,27 @@ def true_positives(
     is_true, target = np.zeros(len(best), bool), np.zeros(len(best), np.int64)
     is_true[order], target[order] = _true_positives(best, overlap, iou_threshold), best
     return is_true, target
+
+
+def without_those_in_crowds(
+    detections: BoxTable, truth: BoxTable, crowds: BoxTable, iou_threshold: float
+) -> BoxTable:
+    """The detections that are judged: COCO's crowds are regions where others are not.
+
+    Left out is what is no true positive, and has more than `iou_threshold` of its own area in a
+    crowd of its image and class (pycocotools, `iscrowd`).
+    """
+    is_true, _ = true_positives(detections, truth, iou_threshold)
+    whole, inside = area(detections.boxes), np.zeros(len(is_true), bool)
+    for image, label, box in zip(crowds.image, crowds.labels, crowds.boxes, strict=True):
+        mine = np.flatnonzero((detections.image == image) & (detections.labels == label))
+        boxes = detections.boxes[mine]
+        common = np.concatenate(
+            [np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])], axis=1
+        )
+        inside[mine] |= area(common) > iou_threshold * whole[mine]
+    kept = is_true | ~inside
+    return BoxTable(*(column[kept] for column in detections))
 
 
 def area_under_curve(

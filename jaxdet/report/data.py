@@ -2,6 +2,7 @@
 
 import base64
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def data_page(
     targets = make_targets(train_set, config.data.fusion, size)
     pixels = decode_all(dataset, CHECKED_SIZE, "look over")
     suspicions = survey.suspicions(dataset, pixels, size)
+    for line in survey.flat_films(dataset, suspicions):
+        print(f"note: {line}", file=sys.stderr)
     fed = feed(config, train_set, targets, COUNTED_FED)
     model = abstract_detector(config, dataset.num_classes)
     values = {

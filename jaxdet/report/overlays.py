@@ -1,25 +1,45 @@
 """Films with what was found drawn on them, to be looked at."""
 
+import functools
 import io
+import sys
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import matplotlib
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from matplotlib import ft2font
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from jaxdet.data import images
+from jaxdet.data import images, machine
 from jaxdet.inference.predict import Pictures
 from jaxdet.ops.boxes import BoxTable
 from jaxdet.runs.workdir import write_atomically
 
 SCORE = 0.3  # what scores less is not drawn; the files of detections have it
 MOST = 20  # boxes of a film, those that score highest
+FILMS = 300  # drawn of a folder, unless more are asked for
 SIDES = (512, 1024)  # the longer side of a picture in pixels, at least and at most
+_FONT = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
 COLORS = ("#ffc857", "#6cb8ff", "#ff7b6b", "#58d6a0", "#d3a4ff", "#ff9fd0", "#6fe0e0", "#b9e769",
           "#ffb38a", "#9aa8ff")  # fmt: skip
+
+
+def choose(table: BoxTable, num_pictures: int, num_classes: int, most: int) -> list[int]:
+    """The `most` pictures with the surest findings, in their order.
+
+    Args:
+        table: detections; `image` counts the pictures.
+        num_classes: the label of "No finding", which is none.
+    """
+    surest = np.zeros(num_pictures)
+    found = table.labels < num_classes
+    np.maximum.at(surest, table.image[found], table.scores[found])
+    return sorted(np.argsort(-surest, kind="stable")[:most].tolist())
 
 
 def write(
@@ -28,27 +48,55 @@ def write(
     table: BoxTable,
     class_names: Sequence[str],
     inverted: Collection[int] = (),
+    most: int | None = None,
 ) -> None:
-    """Write `folder`/<image_id>.png for each file, read anew, as films are too large to keep.
+    """Write `folder`/overlays/<image_id>.png for each file.
+
+    Each is read anew, as films are too large to keep; as many at a time as there are cores, since
+    decoding, resizing and encoding leave Python to others.
 
     Args:
         table: detections in pixels of the originals; `image` counts the pictures.
         inverted: those that the detector was given as negatives.
+        most: pictures that are drawn, those with the surest findings; `FILMS` if left out.
 
     Raises:
         InputError: if one cannot be written there.
     """
-    if jax.process_index() != 0:
+    files = len(pictures.files)
+    if jax.process_index() != 0 or not files or most == 0:  # a split has no files
         return
-    for i, file in enumerate(tqdm(pictures.files, "draw", unit="image", disable=None)):
-        pixels = images.read(file).pixels
+    if legend := _legend(class_names):
+        print(
+            f"note: overlays have numbers where no font has the letters: {legend}", file=sys.stderr
+        )
+    chosen = choose(table, files, len(class_names), FILMS if most is None else most)
+    print(f"drawing {len(chosen)} of {files} pictures in {folder / 'overlays'}")
+    if most is None and len(chosen) < files:
+        print(
+            f"note: of {files} pictures the {len(chosen)} with the surest findings are drawn; "
+            f"--overlays={files} draws all",
+            file=sys.stderr,
+        )
+
+    def write_one(i: int) -> None:
+        pixels = images.read(pictures.files[i]).pixels
         mine = np.flatnonzero(table.image == i)
         columns = (column[mine] for column in (table.labels, table.boxes, table.scores))
         shown = 255 - pixels if i in inverted else pixels
         film = draw(shown, tuple(pictures.sizes[i].tolist()), *columns, class_names)
         content = io.BytesIO()
-        film.save(content, "png")
-        write_atomically(folder / f"{pictures.ids[i]}.png", content.getvalue())
+        film.save(content, "png", compress_level=1)  # a third of the time for a fifth more bytes
+        write_atomically(folder / "overlays" / f"{pictures.ids[i]}.png", content.getvalue())
+
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        films = pool.map(write_one, chosen)
+        try:
+            for _ in tqdm(films, "draw", total=len(chosen), unit="image", disable=None):
+                pass
+        except BaseException:  # one that cannot be written, or a signal: the others do not follow
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def draw(
@@ -69,7 +117,8 @@ def draw(
     scale = np.clip(max(size), *SIDES) / max(size)
     shape = max(round(width * scale), 1), max(round(height * scale), 1)
     film = Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR).convert("RGB")
-    font = ImageFont.load_default(max(film.size) / 60 + 3)
+    class_names = [_shown(name, label) for label, name in enumerate(class_names)]
+    font = _font(class_names, max(film.size) / 60 + 3)
     found = np.flatnonzero(labels < len(class_names))
     colors = [COLORS[label % len(COLORS)] for label in labels]
     found = found[np.argsort(-scores[found], kind="stable")]
@@ -96,6 +145,31 @@ def draw(
     if not shown and len(found):
         words.append(f"the highest is {class_names[labels[found[0]]]} {scores[found[0]]:.2f}")
     return _with_line(film, "  |  ".join(words), font)
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """Those of matplotlib's font, by their numbers in Unicode: Latin of all languages, such as
+    Vietnamese, Greek, Cyrillic, Arabic; no Chinese."""
+    return frozenset(ft2font.FT2Font(_FONT).get_charmap())
+
+
+def _shown(name: str, label: int) -> str:
+    """The name of a class, or its number where no font has the letters."""
+    return name if name.isascii() or _letters() >= set(map(ord, name)) else f"class {label}"
+
+
+def _legend(class_names: Sequence[str]) -> str:
+    """Which names the numbers stand for."""
+    shown = [(_shown(name, label), name) for label, name in enumerate(class_names)]
+    return ", ".join(f"{number} is {name}" for number, name in shown if number != name)
+
+
+def _font(names: Sequence[str], size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own, which has English letters, or matplotlib's."""
+    if all(map(str.isascii, names)):
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(_FONT, size)
 
 
 def _with_line(film: Image.Image, text: str, font: ImageFont.FreeTypeFont) -> Image.Image:

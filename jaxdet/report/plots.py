@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -42,7 +43,10 @@ def chart(name: str, width: float = 4.2, height: float = 2.8) -> Iterator[Chart]
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    style = {**_STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # Letters that the font lacks are drawn by the reader's browser.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure = Figure((width, height), layout="constrained")
         drawn = Chart(figure)
         yield drawn

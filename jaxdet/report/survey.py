@@ -12,6 +12,7 @@ from jaxdet.ops import fusion, metrics
 from jaxdet.ops.boxes import BoxTable
 
 CELLS = 48  # of a heat map, along a side
+FLAT = "Flat"
 THUMBNAIL = 24  # pixels along a side, in which duplicates are looked for
 # Correlation of two thumbnails. Of 112 films of different people the likest two are at 0.94; the
 # same film saved anew as JPEG reaches 0.9998, with a gamma of 0.8 0.998.
@@ -170,6 +171,13 @@ def duplicates(
     return np.concatenate(pairs), np.concatenate(likeness).astype(float)
 
 
+def flat_films(dataset: Dataset, suspicions: list[Suspicion]) -> list[str]:
+    """A line that names the films of the suspicion "Flat", if there are any."""
+    flat = [dataset.ids[i] for found in suspicions if found.name == FLAT for i in found.images]
+    names = ", ".join(map(str, flat[:10])) + (f" and {len(flat) - 10} more" if flat[10:] else "")
+    return [f"{len(flat)} images have hardly any contrast: {names}"] if flat else []
+
+
 def suspicions(
     dataset: Dataset, pixels: UInt8[np.ndarray, "n h w"], image_size: int
 ) -> list[Suspicion]:
@@ -191,7 +199,7 @@ def suspicions(
             np.array(inverted, np.int64), [""] * len(inverted),
         ),
         Suspicion(
-            "Flat", "hardly any contrast", np.array(flat, np.int64), [""] * len(flat)
+            FLAT, "hardly any contrast", np.array(flat, np.int64), [""] * len(flat)
         ),
         Suspicion(
             "Black borders", f"more than {BORDER:.0%} of a side is black from the edges on",

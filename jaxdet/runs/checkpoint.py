@@ -1,9 +1,11 @@
 """Orbax checkpoints of a run: the two newest, and the best."""
 
 import contextlib
+import json
 import logging
 import os
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ from jaxdet import InputError
 
 # What inference needs, and what only training does.
 ITEMS = ("weights", "training")
+# In the folder of a checkpoint: bytes and CRC-32 of each file of its items.
+FILES = "files.json"
 
 
 class NewestAndBest:
@@ -58,8 +62,10 @@ def open_manager(workdir: Path, scores: dict[int, float] | None = None) -> ocp.C
     Raises:
         InputError: if there are none to read, or nothing can be written there.
     """
-    # Orbax reports each step of a save, and an error from each thread that it passes through.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax reports each step of a save, and an error from each thread and task that it passes
+    # through.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     directory = workdir.absolute() / "checkpoints"
     handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
     handlers["checksums"] = ocp.JsonCheckpointHandler()
@@ -75,8 +81,58 @@ def open_manager(workdir: Path, scores: dict[int, float] | None = None) -> ocp.C
     options = ocp.CheckpointManagerOptions(
         preservation_policy=NewestAndBest(scores),
         cleanup_tmp_directories=True,  # of a run that was killed while it saved
+        # Called when all is written, and before the folder gets its name.
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _list_files(directory)),
     )
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+
+
+def _list_files(directory: Path) -> None:
+    """Write `FILES` for the checkpoint that is being saved, of which there is one at a time."""
+    if jax.process_index() != 0:
+        return
+    unfinished = [path for path in directory.iterdir() if not path.name.isdecimal()]
+    folder = max(unfinished, key=lambda path: path.stat().st_mtime)
+    found = {
+        str(path.relative_to(folder)): [path.stat().st_size, _crc_of_file(path)]
+        for path in sorted(folder.glob("*/**/*"))
+        if path.is_file()
+    }
+    (folder / FILES).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _crc_of_file(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _check_files(folder: Path) -> str:
+    """What is wrong with the files of a checkpoint, in words; nothing is an empty string.
+
+    Orbax would say it of each array, in hundreds of lines. A checkpoint of before there were such
+    lists has none: then the arrays' checksums tell.
+    """
+    try:
+        listed = json.loads((folder / FILES).read_text())
+        expected = [(folder / name, size, crc) for name, (size, crc) in listed.items()]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return ""
+    for path, size, crc in expected:
+        name = path.relative_to(folder)
+        try:
+            there = path.stat().st_size
+            if there != size:
+                return f"its file {name} has {there} bytes of {size}"
+            if _crc_of_file(path) != crc:
+                return f"its file {name} is not as it was saved"
+        except FileNotFoundError:
+            return f"its file {name} is gone"
+        except OSError as error:
+            return f"its file {name}: {error.strerror}"
+    return ""
 
 
 def save(manager: ocp.CheckpointManager, step: int, **items: Any) -> None:
@@ -159,18 +215,17 @@ def restore(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> dict[
         InputError: if the checkpoint is of another model, or cannot be read.
     """
     where = f"checkpoint {step} in {manager.directory}"
-    there = shapes(manager, step, *abstract)
-    wanted = {}
+    if damage := _check_files(Path(manager.directory) / str(step)):
+        raise Unreadable(f"{where} cannot be read: {damage}")
+    there, wanted = shapes(manager, step, *abstract), {}
     for item, tree in abstract.items():
         mine, theirs = _by_name(tree), _by_name(there[item])
         for name in sorted(mine.keys() | theirs.keys()):
-            saved, ours = (
-                tuple(arrays[name].shape) if name in arrays else None for arrays in (theirs, mine)
-            )
+            saved, ours = (_kind(arrays.get(name)) for arrays in (theirs, mine))
             if saved != ours:
                 raise InputError(
                     f"{where} does not fit config.model and config.train: {name} is {saved} there "
-                    f"and {ours} here"
+                    f"and {ours} here{_of_64_bits()}"
                 )
         wanted[item] = _with_arrays(there[item], mine)
     args = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
@@ -194,12 +249,17 @@ def shapes(manager: ocp.CheckpointManager, step: int, *items: str) -> dict[str, 
     Raises:
         InputError: if they cannot be read.
     """
+    where = f"checkpoint {step} in {manager.directory}"
     try:
-        saved = manager.item_metadata(step)
-        return {item: saved[item].tree for item in items}
+        saved = dict(manager.item_metadata(step).items())
+        trees = {item: getattr(saved.get(item), "tree", None) for item in items}
     except Exception as error:  # whatever Orbax or the file system runs into
-        where = f"checkpoint {step} in {manager.directory}"
         raise Unreadable(f"{where} cannot be read: {_first_line(error)}") from error
+    if absent := [item for item, tree in trees.items() if tree is None]:
+        raise Unreadable(
+            f"{where} cannot be read: its folder {absent[0]} is gone, or has no _METADATA"
+        )
+    return trees
 
 
 class Unreadable(InputError):
@@ -216,7 +276,8 @@ def restore_newest(manager: ocp.CheckpointManager, **abstract: Any) -> tuple[dic
         try:
             return restore(manager, step, **abstract), step
         except Unreadable as error:
-            print(f"note: {error}; taking the one before")
+            if jax.process_index() == 0:
+                print(f"note: {error}; taking the one before", file=sys.stderr)
     raise InputError(f"no checkpoint in {manager.directory} can be read: name another --workdir")
 
 
@@ -264,6 +325,15 @@ def _by_name(tree: Any) -> dict[str, Any]:
 def _with_arrays(tree: Any, arrays: dict[str, Any]) -> Any:
     """A tree with the arrays of those names in place of its own."""
     return jax.tree.unflatten(jax.tree.structure(tree), [arrays[name] for name in _names(tree)])
+
+
+def _kind(array: Any) -> str | None:
+    """Type and shape."""
+    return None if array is None else f"{array.dtype} {tuple(array.shape)}"
+
+
+def _of_64_bits() -> str:
+    return "; JAX_ENABLE_X64 is set here: unset it" if jax.config.jax_enable_x64 else ""
 
 
 def _checksums(tree: Any) -> dict[str, int]:

@@ -30,10 +30,15 @@ def parse(argv: list[str], of_workdir: Path, modes: Mapping[str, set[str]]) -> N
     if {"-h", "-help", "--help"} & set(argv):
         app.usage(writeto_stdout=True, exitcode=0)
     # A run has its config: it is read where none is given. None is no number to absl.
-    given = re.search(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
-    no_config = not any(re.match(r"--?config(=|$)", word) for word in argv)
-    if given and no_config and (Path(os.path.expanduser(given[1])) / "config.json").exists():
-        argv = [argv[0], f"--config={of_workdir}:{given[1]}", *argv[1:]]
+    workdir, config = _value("workdir", argv), _value("config", argv)
+    if workdir and config is None and (Path(os.path.expanduser(workdir)) / "config.json").exists():
+        argv = [argv[0], f"--config={of_workdir}:{workdir}", *argv[1:]]
+    file = (config or "").partition(":")[0]
+    if config is not None and not Path(file).is_file():
+        what = "a folder" if Path(file).is_dir() and file else "no such file"
+        raise InputError(
+            f"--config={_on_one_line(config)}: {what}: give a file such as configs/phantom.py"
+        )
     nulls = [m[1] for word in argv if (m := re.fullmatch(r"--?config\.([\w.]+)=None", word))]
     argv = [word for word in argv if not re.fullmatch(r"--?config\.[\w.]+=None", word)]
     for word in argv:  # ml_collections would take what is no name for Python, and fail
@@ -43,16 +48,25 @@ def parse(argv: list[str], of_workdir: Path, modes: Mapping[str, set[str]]) -> N
     try:
         rest = FLAGS(argv)
         list(FLAGS.config or ())  # a file that cannot be loaded says so only now
-    except AttributeError as error:  # ml_collections: an override of a field that is not there
+    except AttributeError as error:
+        if "get_config" in str(error):
+            raise InputError(f"--config={config}: {file} has no function get_config") from error
+        # ml_collections: an override of a field that is not there
         field = re.search(r"\w+", str(error))[0]
         unknown = [word for word in argv if word.startswith("--config.") and field in word]
         raise InputError(
             f"{' '.join(map(_on_one_line, unknown)) or field}: no such config field"
         ) from error
     except (flags.Error, OSError, ImportError, SyntaxError, TypeError) as error:
+        if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
+            where = f"{error.filename} line {error.lineno}"
+            raise InputError(f"--config={config}: {where}: {error.msg}") from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # A config that raises comes as a whole traceback: its last line says why.
         one_line = f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
+        if config and isinstance(error, ImportError):
+            one_line = f"--config={config}: {one_line}"
+        one_line = re.sub("^Configuration is not .* to load: ", f"--config={config}: ", one_line)
         raise InputError(one_line) from error
     if rest[1:]:
         raise InputError(f"{_on_one_line(rest[1])}: not a flag")
@@ -61,6 +75,12 @@ def parse(argv: list[str], of_workdir: Path, modes: Mapping[str, set[str]]) -> N
             raise InputError(f"--{name}: --mode={FLAGS.mode} does not use it")
     for name in nulls:
         set_null(FLAGS.config, name)
+
+
+def _value(flag: str, argv: list[str]) -> str | None:
+    """What a flag is given, in either way of writing it; None if it is not there."""
+    found = re.search(rf"(?:^|\0)--?{flag}(?:[=\0]([^\0]*)|$)", "\0".join(argv))
+    return found and (found[1] or "")
 
 
 def _is_path(name: str) -> bool:

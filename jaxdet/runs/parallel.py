@@ -1,5 +1,6 @@
 """Data parallelism: one mesh over all devices, the batch split along it, the state on each."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,33 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from jaxdet import InputError
-from jaxdet.kernels import cpu
+from jaxdet.kernels import compilation, memory
+from jaxdet.runs import environment
 
 # Where one of these is set JAX may find others (`jax.distributed`).
 ANNOUNCED = (
     "JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri",
     "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES",
 )  # fmt: skip
+WAITING_SECONDS = 120.0  # for the others to come
+
+
+def start(joins: bool, *processes: str | int | bool | None) -> None:
+    """Make JAX ready, before it is used, for what computes: alone, or as one of several processes.
+
+    Args:
+        joins: whether others are looked for.
+        processes: see `join_processes`.
+
+    Raises:
+        InputError: if the others, or the devices that JAX is told to use, are not there.
+    """
+    if joins:
+        join_processes(*processes)
+    environment.check_devices()
+    environment.settle()
+    memory.keep_freed_memory()
+    compilation.keep_compiled()
 
 
 def join_processes(
@@ -37,33 +58,44 @@ def join_processes(
 
     JAX reads what SLURM, Open MPI, Kubernetes and TPUs say of themselves. To be called before JAX
     is used. A process that dies or is stopped ends the others within a minute, as JAX notices it;
-    of those that hang see `Watchdog`. Only process 0 prints, but for errors.
+    of those that hang see `Watchdog`. Only process 0 prints, but for errors. Where the others do
+    not come, the process ends with exit code 2 and a line.
 
     Args:
         coordinator: HOST:PORT of process 0; the three are needed only where JAX cannot tell.
         required: whether it is an error that there are no others.
 
     Raises:
-        InputError: if one of the three is missing, or the others do not come.
+        InputError: if one of the three is missing, or the others do not answer.
     """
     given = (coordinator, num_processes, process_id)
     tpu = importlib.util.find_spec("libtpu") is not None
+    started, rank, allocated = _started()
     # One process alone needs nobody, and JAX would show it only one device of its machine.
-    size = os.environ.get("OMPI_COMM_WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
-    alone = size == "1"
-    announced = not alone and (tpu or any(name in os.environ for name in ANNOUNCED))
+    announced = started != 1 and (tpu or any(name in os.environ for name in ANNOUNCED))
     if given == (None, None, None) and not announced:
         if required:
             raise InputError(
-                "--distributed: no cluster announces itself here: give --coordinator, "
-                "--num_processes and --process_id"
+                "--distributed: no cluster announces others here: start all by srun or mpirun, or "
+                "give --coordinator, --num_processes and --process_id"
+            )
+        if allocated > 1:
+            print(
+                f"note: SLURM has room for {allocated} tasks, and started this one alone; srun "
+                "starts all",
+                file=sys.stderr,
             )
         return
+    if given != (None, None, None):
+        started, rank = num_processes, process_id
     try:
-        jax.distributed.initialize(
-            *given, initialization_timeout=120, heartbeat_timeout_seconds=30,
-            shutdown_timeout_seconds=600,  # process 0 may have a long report to write
-        )  # fmt: skip
+        with _waiting_for_others(started, rank):
+            jax.distributed.initialize(
+                *given,
+                initialization_timeout=round(WAITING_SECONDS) + 60,  # it would end by abort()
+                heartbeat_timeout_seconds=30,
+                shutdown_timeout_seconds=600,  # process 0 may have a long report to write
+            )
     except ValueError as error:  # JAX cannot tell
         if given != (None, None, None):
             raise InputError(
@@ -72,6 +104,7 @@ def join_processes(
     except jax.errors.JaxRuntimeError as error:
         line = str(error).splitlines()[0]
         raise InputError(f"--coordinator: the other processes do not answer: {line}") from error
+    environment.check_devices()
     if jax.process_count() > 1:
         sys.excepthook = _end_of_an_error
         # JAX calls abort() where another one dies, in a thread of its own, and has no public way to
@@ -79,6 +112,57 @@ def join_processes(
         ctypes.CDLL(None).signal(signal.SIGABRT, _AT_ABORT)
         if jax.process_index() > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  all say the same
+
+
+def _started() -> tuple[int | None, int | None, int]:
+    """How many Open MPI or SLURM have started as one, which of them this is, and SLURM's room.
+
+    In a shell that `salloc` or `sbatch` opens, SLURM_NTASKS is what could be started; what was
+    started is of the step, such as that of an interactive shell, which is one.
+    """
+
+    def number(name):
+        return int(os.environ[name]) if os.environ.get(name, "").isdecimal() else None
+
+    room = number("SLURM_NTASKS")
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return number("OMPI_COMM_WORLD_SIZE"), number("OMPI_COMM_WORLD_RANK"), 1
+    started = [n for n in (number("SLURM_STEP_NUM_TASKS"), room) if n is not None]
+    return min(started, default=None), number("SLURM_PROCID"), room or 1
+
+
+@contextlib.contextmanager
+def _waiting_for_others(count: int | None, rank: int | None) -> Iterator[None]:
+    """Says that this process waits, the first one at once; ends it if that is for too long."""
+    way_out = "start all of them with the same command, see docs/scaling.md"
+    if "SLURM_JOB_ID" in os.environ:
+        way_out = "start all of them by srun, or with SLURM_NTASKS=1 before it this one alone"
+    others = "the others" if count is None else f"{count - 1} {'other' if count == 2 else 'others'}"
+
+    def say():
+        print(f"waiting for {others}, {WAITING_SECONDS:.0f} seconds at most", file=sys.stderr)
+
+    def give_up():
+        print(
+            f"run.py: {others} did not come in {WAITING_SECONDS:.0f} seconds: {way_out}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timers = [threading.Timer(WAITING_SECONDS, give_up)]
+    if rank or count is None:  # who cannot be counted may not be
+        timers.append(threading.Timer(10.0, say))
+    else:
+        say()
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 _ending = threading.Lock()
@@ -98,7 +182,8 @@ def _end(what: str) -> None:
 
 def leave(code: int) -> None:
     """End this process without a word to the others, if there are any; they notice it."""
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
+    if jax.distributed.is_initialized():  # which asks no device: there may be none
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
@@ -225,6 +310,6 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     arrays = {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
-    # A CPU computes on the thread that asks (`cpu.keep_freed_memory`) only what is all there. A GPU
-    # copies a batch once the step before is done: if that were waited for, it would then be idle.
-    return jax.block_until_ready(arrays) if cpu.on_cpu() else arrays
+    # A CPU computes on the thread that asks (`memory.keep_freed_memory`) only what is all there. A
+    # GPU copies a batch once the step before is done: if that were waited for, it would be idle.
+    return jax.block_until_ready(arrays) if jax.default_backend() == "cpu" else arrays

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 # Schedulers send one to the process and to its parent, which passes it on: that is one.
@@ -41,6 +42,18 @@ class Stopped(BaseException):
     def name(self) -> str:
         """Such as "SIGTERM"."""
         return signal.Signals(self.number).name
+
+    def goes_on(self, workdir: Path) -> str:
+        """What the same command does next, with what is saved of the run in `workdir` now."""
+        if self.step is not None:
+            return f"the same command goes on from step {self.step}, which is saved"
+        # Of a cross-validation each fold has its own. A name without more is of a finished one.
+        steps = [
+            path for pattern in ("", "fold*/") for path in workdir.glob(f"{pattern}checkpoints/*")
+        ]
+        if any(path.name.isdecimal() for path in steps):
+            return "the same command goes on from what was saved last"
+        return "nothing of the run is saved yet: the same command starts it anew"
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation import scores
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.ops.boxes import concatenate
+from jaxdet.runs import lock
 from jaxdet.runs.fields import Fields
 from jaxdet.training.loop import train
 
@@ -45,8 +46,9 @@ def train_folds(
     ids, tables, truths, sizes = [], [], [], []
     for fold, (fold_config, sets) in enumerate(folds):
         print(f"fold {fold} of {config.data.num_folds}")
-        loaded, evaluator = train(fold_config, fields, dataset, *sets, folder / f"fold{fold}")
-        write(evaluator, folder / f"fold{fold}", loaded.step)
+        with lock.held(folder / f"fold{fold}"):
+            loaded, evaluator = train(fold_config, fields, dataset, *sets, folder / f"fold{fold}")
+            write(evaluator, folder / f"fold{fold}", loaded.step)
         tables.append(evaluator.table)
         truths.append(evaluator.truth)
         ids += list(evaluator.dataset.ids)

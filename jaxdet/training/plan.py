@@ -1,5 +1,8 @@
 """What a detector wants to know of the training boxes before it is made, such as its anchors."""
 
+import sys
+
+import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -7,6 +10,7 @@ from ml_collections import ConfigDict
 from jaxdet import InputError, models
 from jaxdet.ops.boxes import Targets
 from jaxdet.runs.config import set_field
+from jaxdet.training.doubts import doubts, doubts_about_reach
 
 
 def plan_detector(
@@ -15,7 +19,7 @@ def plan_detector(
     """The config with what the detector plans from the training boxes, and which fields those are.
 
     Says what the detector is, and, if it knows, how many boxes of each class it can reach: matched
-    by IoU, the others learn from poor matches.
+    by IoU, the others learn from poor matches. Warns of what the config hardly means.
 
     Raises:
         InputError: if there are no boxes.
@@ -33,6 +37,7 @@ def plan_detector(
 
     model = abstract_detector(config, len(class_names))
     print(model.describe())
+    found = doubts(config)
     if hasattr(model, "reach"):
         reached = model.reach(boxes) >= 0.5
         asked = " (ATSS asks for none)" if config.loss.matching == "atss" else ""
@@ -42,6 +47,10 @@ def plan_detector(
         for label in np.unique(labels):
             mine = reached[labels == label]
             print(f"  {class_names[label]:<20} {mine.mean():6.1%} of {len(mine)}")
+        if config.loss.matching != "atss" or not reached.any():
+            found += doubts_about_reach(reached, labels, class_names)
+    for doubt in found if jax.process_index() == 0 else ():
+        print(f"warning: {doubt}", file=sys.stderr)
     return config, planned
 
 

@@ -58,13 +58,30 @@ def step_is_its_parent(place: Path) -> None:
     (place / "5").symlink_to(place)
 
 
+def damaged(change: Callable[[Path], object]) -> Read:
+    """A whole checkpoint with a file of it changed."""
+
+    def make(place):
+        with checkpoint.open_manager(place.parent, {}) as manager:
+            checkpoint.save(manager, 5, weights={"a": np.zeros(3)})
+        change(place / "5/weights/manifest.ocdbt")
+
+    return saved(make)
+
+
+def other_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 CASES = {
     "What --images names": {
         "a glob of nothing": found("*.png"),
         "an open bracket": found("[", "a.png"),
         "an empty folder": found("."),
         "no picture but other files": found(".", "a.txt"),
-        "the same name twice": found("*/*.png", "a/x.png", "b/x.png"),
+        "the same name twice": found(".", "x.png", "x.jpg"),
         "a name of two lines": found("*.png", "a\nb.png"),
         "a name that is no text": found("*.png", b"a\xff.png"),
         "a home of nobody": lambda folder: find_files("~nobody-of-that-name/x.png"),
@@ -76,6 +93,8 @@ CASES = {
         "an empty step": steps("5"),
         "a step below 0": steps("-5"),
         "a step of 40 digits": steps("9" * 40),
+        "a file of it is gone": damaged(Path.unlink),
+        "a file of it has another bit": damaged(other_bit),
         "a step that is a file": saved(step_is_a_file),
         "a step that is a link to its parent": saved(step_is_its_parent),
     },

@@ -100,6 +100,16 @@ def linked_picture(folder: Path) -> None:
     coco.read_instances(folder / "x.json", folder / "pictures")
 
 
+def shares(folder: Path) -> None:
+    (folder / "pictures").mkdir()
+    (folder / "pictures/a.png").write_bytes(png())
+    entry = {"id": 1, "file_name": "a.png", "height": 8, "width": 8}
+    box = {"image_id": 1, "category_id": 1, "bbox": [0.1, 0.1, 0.5, 0.5]}
+    data = {"images": [entry], "annotations": [box], "categories": [{"id": 1, "name": "Rib"}]}
+    (folder / "x.json").write_text(json.dumps(data))
+    coco.read_instances(folder / "x.json", folder / "pictures")
+
+
 def results(text: str) -> Read:
     """COCO's detections of those annotations."""
 
@@ -120,6 +130,10 @@ def submitted(text: str) -> Read:
 
 
 TWICE = {**INSTANCES, "images": [*INSTANCES["images"], INSTANCES["images"][0]]}
+SAME_NAME = {
+    **INSTANCES,
+    "categories": [{**entry, "name": "Rib"} for entry in INSTANCES["categories"]],
+}
 NO_IMAGES = {name: value for name, value in INSTANCES.items() if name != "images"}
 NAN_SCORE = '[{"image_id": 7, "category_id": 9, "bbox": [1, 2, 3, 4], "score": NaN}]'
 
@@ -139,7 +153,6 @@ CASES = {
         "a corner of 1e300": box(1, 1, "1e300", 2),
         "a negative corner": box(-50, 1, 2, 2),
         "a box upside down": box(9, 1, 2, 2),
-        "a box that is empty in 32 bits": box(1, 1, "1.00000000001", 2),
         "words for numbers": box("one", 1, 2, 2),
         "a number of 5,000 digits": row(f"a,Cardiomegaly,{'9' * 5000},R9,1,1,2,2"),
         "a class that there is not": row("a,Broken rib,77,R9,1,1,2,2"),
@@ -174,9 +187,18 @@ CASES = {
         "a box of three numbers": annotation(bbox=[1, 2, 3]),
         "a box of infinite width": annotation(bbox=[1, 2, float("inf"), 3]),
         "a box of words": annotation(bbox="1 2 3 4"),
+        "a mask that is none": annotation(bbox=None, segmentation=[[1, 2, 3]]),
+        "run lengths that go on after their end": annotation(
+            bbox=None, segmentation={"size": [60, 90], "counts": "PPP"}
+        ),
+        "run lengths of gigapixels": annotation(
+            bbox=None, segmentation={"size": [10**9, 10**9], "counts": [1]}
+        ),
+        "two ids of one class": instances(SAME_NAME),
         "an unknown category": annotation(category_id=99),
         "an unknown image": annotation(image_id=99),
         "a picture that is a link out of the folder": linked_picture,
+        "boxes that are shares of the image": shares,
         "results that are no list": results("{}"),
         "a score of NaN": results(NAN_SCORE),
     },

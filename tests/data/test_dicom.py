@@ -1,5 +1,6 @@
 """DICOM films: the same picture by whatever way it is stored, and one line for what is none."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def read(tmp_path, levels, syntax=uid.ExplicitVRLittleEndian, **tags):
 
 
 def message(path) -> str:
-    """What is said of a file that is refused, when it is read and when it is checked."""
+    """What is said of a file that is refused."""
     with pytest.raises(InputError) as caught:
         images.read(path)
     said = str(caught.value)
@@ -165,13 +166,15 @@ def test_real_chest_films_in_four_encodings():
         ({"Rows": 640, "Columns": 480}, "6144 bytes of pixel data, where 480 x 640 pixels"),
         ({"Columns": 24}, "6144 bytes of pixel data, where 24 x 64"),
         ({"PixelData": None}, "no whole pixel data"),
-        ({"WindowCenter": 5, "WindowWidth": 0}, "Window Width must be greater"),
+        ({"PixelRepresentation": 3}, "PixelRepresentation 3 is neither 0 nor 1"),
         ({"RescaleSlope": "1e308", "RescaleIntercept": "0"}, "no finite numbers"),
     ],
 )
 def test_what_is_no_single_grey_radiograph_is_named(tmp_path, tags, said):
     path = dicoms.save(tmp_path / "film.dcm", TWELVE, **tags)
     assert said in message(path)
+    with pytest.raises(InputError, match=re.escape(said)):  # before all are read
+        images.check(path)
 
 
 def test_without_a_modality_it_is_read(tmp_path):

@@ -74,6 +74,13 @@ def test_lines_that_agree_count_once_and_a_patient_may_be_called_na(tmp_path):
     assert read_groups(f"{file}:patient", np.array(["b", "a"])).tolist() == ["p2", "NA"]
 
 
+def test_a_path_stands_for_its_id(tmp_path):
+    file = tmp_path / "info.csv"
+    file.write_text("patient,image_id\n1,p1/view.png\n2,p2\\view\n3,a.png\n4,a\n5,\n6,/\n")
+    ids = np.array(["p2__view", "p1__view", "a.png"])
+    assert read_groups(f"{file}:patient", ids).tolist() == ["2", "1", "3"]
+
+
 @pytest.mark.parametrize(
     "lines,named",
     [

@@ -4,10 +4,14 @@ import ensemble_boxes
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from jaxdet.inference import ensemble
+from jaxdet import InputError
+from jaxdet.inference import ensemble, tta
 from jaxdet.ops.boxes import BoxTable
 from jaxdet.ops.nms import Detections
+from jaxdet.runs.workdir import Run
 from tests.conftest import command
 
 SIZE = 1000  # pixels of the images
@@ -36,6 +40,7 @@ def by_package(tables, weights, iou, image):
         [t.labels[m].tolist() for t, m in zip(tables, mine, strict=True)],
         weights=weights,
         iou_thr=iou,
+        conf_type="box_and_model_avg",
     )
     return labels.astype(int), scores, boxes * SIZE
 
@@ -74,6 +79,68 @@ def test_what_is_the_same_in_all_has_the_mean_score_by_weight():
     assert fused.scores == pytest.approx([0.75])
 
 
+def box(score, label=0, at=10.0):
+    boxes = np.array([[at, 10, at + 40, 50]])
+    return BoxTable(np.zeros(1, int), np.full(1, label), boxes, np.array([score]))
+
+
+def joined(*tables):
+    return BoxTable(*map(np.concatenate, zip(*tables, strict=True)))
+
+
+def test_files_count_and_not_boxes():
+    twice = joined(box(1.0), box(1.0), box(0.6, at=14.0))
+    assert ensemble.fuse_tables([twice]).scores == pytest.approx([2.6 / 3])
+    assert ensemble.fuse_tables([joined(box(0.8), box(0.8)), box(0.5, label=1)]).scores == (
+        pytest.approx([0.4, 0.25])
+    )
+
+
+def test_a_table_counts_for_the_classes_that_it_knows():
+    tables = [joined(box(0.8), box(0.6, label=1)), box(0.4), box(0.4)]
+    known = [{0, 1}, {0, 2}, {0, 1}]
+    fused = ensemble.fuse_tables(tables, [2, 1, 1], known=known)
+    assert fused.scores == pytest.approx([0.6, 0.6 * 2 / 3])
+    alone = ensemble.fuse_tables(tables, known=[{0, 1}, {0}, {0}])
+    assert alone.scores[1] == pytest.approx(0.6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=4),
+    top=st.sampled_from([0.3, 1.0]),
+)
+def test_no_score_is_above_all_that_went_in(seed, weights, top):
+    tables = [draw(seed + i, num_images=1) for i in range(len(weights))]
+    tables = [table._replace(scores=np.full(len(table.scores), top)) for table in tables]
+    assert ensemble.fuse_tables(tables, weights).scores.max() <= top
+
+
+def write_run(folder, class_ids):
+    run = Run(["Rib", "Lung"], class_ids, "x", "y", [], [])
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"run": run._asdict()}))
+    return folder / "submission.csv"
+
+
+def test_what_files_know(tmp_path, capsys):
+    files = [write_run(tmp_path / "a", [3, 5, 9]), tmp_path / "b.csv"]
+    runs, names = ensemble.runs_beside(files)
+    assert runs[1] is None and names == {3: "Rib", 5: "Lung", 9: "No finding"}
+    class_ids, tables = (3, 5, 7, 9, -1), [box(0.5), box(0.5, label=2)]
+    known = ensemble.known_labels(files, runs, names, tables, class_ids)
+    assert known == [{0, 1, 3}, {2}]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == (
+        f"note: class 3 (Rib) is known to 1 of 2 submissions alone, which count for it: {files[0]}"
+    )
+    assert [line.split()[2] for line in said] == ["3", "5", "7", "9"]
+    files.append(write_run(tmp_path / "c", [9, 8, 7]))
+    with pytest.raises(InputError, match="c/.* and .*a/.* have other classes: 9 is 'Rib' and 'No"):
+        ensemble.runs_beside(files)
+
+
 def as_detections(table, slots=40):
     boxes, labels = np.zeros((4, slots, 4), np.float32), np.zeros((4, slots), np.int32)
     scores, mask = np.zeros((4, slots), np.float32), np.zeros((4, slots), bool)
@@ -94,7 +161,7 @@ def test_looks_are_fused_image_by_image_and_the_best_stay():
     tables = [draw(0), draw(1)]
     looks = [as_detections(t, slots) for t, slots in zip(tables, (40, 50), strict=True)]
     looks[1] = looks[1]._replace(normal=looks[1].normal + 0.5)
-    got = ensemble.fuse_looks(looks, "wbf@0.5", 12)
+    got = tta.fuse_looks(looks, "wbf@0.5", 12)
     assert got.boxes.shape == (4, 12, 4) and got.mask.all()
     np.testing.assert_allclose(got.normal, looks[0].normal + 0.25, rtol=1e-6)
     for image in range(4):
@@ -103,14 +170,14 @@ def test_looks_are_fused_image_by_image_and_the_best_stay():
         np.testing.assert_array_equal(got.labels[image], labels[:12])
         np.testing.assert_allclose(got.boxes[image], boxes[:12], atol=1e-2)
     # More room than boxes: the rest is padding.
-    got = ensemble.fuse_looks(looks, "nms@0.5", 100)
+    got = tta.fuse_looks(looks, "nms@0.5", 100)
     assert not got.mask.all() and not got.boxes[~got.mask].any()
 
 
 def test_looks_without_any_box_are_none():
     nothing = draw(0)
     nothing = as_detections(BoxTable(*(column[:0] for column in nothing)))
-    got = ensemble.fuse_looks([nothing, nothing], "wbf@0.5", 5)
+    got = tta.fuse_looks([nothing, nothing], "wbf@0.5", 5)
     assert got.boxes.shape == (4, 5, 4) and not got.mask.any()
 
 

@@ -1,6 +1,7 @@
 """Pictures of anyone's: which files are meant, and what comes of them."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 
 from jaxdet import InputError
-from jaxdet.data import dicom
+from jaxdet.data import dicom, images
 from jaxdet.inference import predict
 from tests import dicoms
 from tests.conftest import command
@@ -69,6 +70,51 @@ def test_dicoms_of_a_folder_by_whatever_name(folder):
     dicoms.save(folder / "b.dcm", np.zeros((20, 40), np.uint8))
     with pytest.raises(InputError, match="2 files are named b"):
         predict.find_files(str(folder))
+
+
+def test_ids_of_a_glob_are_paths_below_what_it_names(tmp_path, monkeypatch):
+    """As a build has them: the same names in the folders of several patients are several images."""
+    for place in ("p1/view", "p2/view", "p2/deep/view"):
+        (tmp_path / "films" / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (40, 20), 90).save(tmp_path / f"films/{place}.png")
+
+    def ids(pattern, known=None):
+        files = predict.find_files(pattern)
+        return predict.read_pictures(files, known, 8, predict.folder_of(pattern))
+
+    films = tmp_path / "films"
+    assert ids(f"{films}/*/*.png").ids == ["p1__view", "p2__view"]
+    assert ids(f"{films}/**/*.png").ids == ["p1__view", "p2__deep__view", "p2__view"]
+    assert ids(f"{films}/p*/view.png").ids == ["p1__view", "p2__view"]
+    assert ids(f"{films}/p2/**/*.png").ids == ["deep__view", "view"]
+    assert ids(f"{films}/p1").ids == ids(f"{films}/p1/view.png").ids == ["view"]
+    monkeypatch.chdir(tmp_path)
+    assert ids("films/*/*.png").ids == ids("./films/*/*.png").ids == ["p1__view", "p2__view"]
+    with pytest.raises(InputError, match=r"looked into by a glob, '\*\*/\*'$"):
+        predict.find_files(str(films))
+    # A table calls them what it calls them, whatever folder --images begins at.
+    known = {"films__p1__view": (200, 400), "p2__view": None}
+    got = ids(f"{films}/*/*.png", known)
+    assert got.ids == ["films__p1__view", "p2__view"]
+    assert got.sizes.tolist() == [[200, 400], [20, 40]] and not got.problems
+    got = ids(f"{films}/*/*.png", {"view": (200, 400)})
+    assert (
+        got.ids == ["view"]
+        and "one line for it and another file, image_id view" in (got.problems[0])
+    )
+
+
+def test_names_are_composed(tmp_path):
+    decomposed = unicodedata.normalize("NFD", "phổi")
+    Image.new("L", (40, 20), 90).save(tmp_path / f"{decomposed}.png")
+    composed = unicodedata.normalize("NFC", "phổi")
+    files = predict.find_files(str(tmp_path))
+    assert predict.read_pictures(files, {composed: (2, 3)}, 8).ids == [composed]
+
+
+def test_what_is_seen_in_the_pixels_is_noted_by_name(folder):
+    got = predict.read_pictures(predict.find_files(str(folder)), None, 32)
+    assert got.notes == [f"2 pictures: {images.FLAT}: a, b"]
 
 
 def test_without_the_extra_the_first_dicom_ends_it(folder, monkeypatch):

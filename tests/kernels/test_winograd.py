@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxdet.kernels import winograd
 from jaxdet.models import layers
-from tests.kernels.test_cpu import noise, value_and_gradients
+from tests.kernels.test_nn import noise, value_and_gradients
 
 
 def plain(x, kernel):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxdet import models
 from jaxdet.kernels.compilation import jit
-from jaxdet.models import convnext, layers, resnet
+from jaxdet.models import convnext, layers
 from jaxdet.ops.anchors import grid_sizes
 from tests import networks
 
@@ -163,40 +163,6 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(kind):
     run = lambda w, x: nnx.merge(graphdef, *w.values())(x)  # noqa: E731
     outputs = jax.eval_shape(run, weights, networks.images())
     assert {x.dtype for x in outputs} == {jnp.dtype("bfloat16")}
-
-
-@pytest.mark.parametrize("height, width, channels", [(8, 10, 1), (7, 9, 2), (13, 6, 3)])
-def test_the_first_convolution_of_blocks_is_that_of_pixels(height, width, channels):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, height, width, channels)).astype("f")
-    kernel = rng.normal(size=(7, 7, channels, 5)).astype("f")
-
-    def of_pixels(x, kernel):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (2, 2), ((3, 3), (3, 3)), None, None, numbers
-        )
-
-    expected, gradient = jax.vjp(of_pixels, x, kernel)
-    y, ours = jax.vjp(resnet.conv_7x7_stride_2, x, kernel)
-    for a, b in zip((y, *ours(y)), (expected, *gradient(expected)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
-
-
-def test_relu():
-    x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0])
-    (y, of_x), (expected, of_expected) = (jax.vjp(f, x) for f in (layers.relu, jax.nn.relu))
-    np.testing.assert_array_equal(y, expected)
-    np.testing.assert_array_equal(of_x(x + 5), of_expected(x + 5))
-
-
-@pytest.mark.parametrize("size", [8, 9])
-def test_max_pool_equals_reduce_window(size):
-    x = networks.images(size=size)
-    expected = jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-    )
-    np.testing.assert_array_equal(jit(resnet.max_pool_3x3_stride_2)(x), expected)
 
 
 @pytest.mark.parametrize("channels,groups", [(64, 32), (40, 8)])

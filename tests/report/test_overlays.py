@@ -1,11 +1,14 @@
 """What is drawn on films: boxes where they are, labels that can all be read."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jaxdet import InputError
 from jaxdet.inference.predict import Pictures
 from jaxdet.ops.boxes import BoxTable
 from jaxdet.report import overlays
@@ -53,6 +56,37 @@ def test_what_scores_little_is_not_drawn_and_of_much_the_best():
     assert is_color(many, 0).any() and not is_color(many, 1).any()
 
 
+@pytest.mark.parametrize("name", ["Tràn dịch màng phổi", "Gãy xương đòn", "Плеврит", "Épanchement"])
+def test_names_in_other_letters_are_drawn_by_a_font_that_has_them(name):
+    """Each letter as itself: a font without it draws one box for all of them."""
+    assert overlays._shown(name, 3) == name and not overlays._legend([name])
+    font = overlays._font([name], 40.0)
+    drawn = {letter: bytes(font.getmask(letter)) for letter in set(name) - {" "}}
+    assert len(set(drawn.values())) == len(drawn)
+    assert bytes(font.getmask("\u6c14")) not in drawn.values()  # which it lacks
+    box = np.array([[90.0, 200, 300, 500]])
+    film = overlays.draw(GRAY, (600, 400), np.array([0]), box, np.array([0.9]), [name])
+    other = overlays.draw(GRAY, (600, 400), np.array([0]), box, np.array([0.9]), ["x" * len(name)])
+    assert np.asarray(film).tobytes() != np.asarray(other).tobytes()
+
+
+def test_names_that_no_font_has_are_numbers_with_a_legend(tmp_path, capsys):
+    names = ["Nodule", "胸腔积液", "ổ", "气胸"]
+    assert [overlays._shown(name, i) for i, name in enumerate(names)] == [
+        "Nodule", "class 1", "ổ", "class 3",
+    ]  # fmt: skip
+    box, size = np.array([[90.0, 200, 300, 500]]), (600, 400)
+    film = overlays.draw(GRAY, size, np.array([1]), box, np.array([0.9]), names[:2])
+    same = overlays.draw(GRAY, size, np.array([1]), box, np.array([0.9]), ["Nodule", "class 1"])
+    assert film.tobytes() == same.tobytes()
+    none = BoxTable(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
+    overlays.write(tmp_path, Pictures([], np.zeros((0, 2), int), [], [], [], []), none, names)
+    assert capsys.readouterr().err.startswith(
+        "note: overlays have numbers where no font has the letters: class 1 is 胸腔积液, class 3 "
+        "is 气胸\n"
+    )
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_label_covers_another_or_leaves_the_film(data):
@@ -88,7 +122,7 @@ def test_a_file_for_each_picture(tmp_path):
     table = BoxTable(
         np.array([1]), np.array([1]), np.array([[100.0, 200, 300, 500]]), np.array([0.9])
     )
-    overlays.write(tmp_path / "overlays", pictures, table, NAMES, [1])
+    overlays.write(tmp_path, pictures, table, NAMES, [1])
     a, b = (np.asarray(Image.open(tmp_path / f"overlays/{name}.png")) for name in "ab")
     assert not is_color(a, 1).any() and is_color(b, 1).any()
     assert a[300, 200].tolist() == b[300, 200].tolist() == [90] * 3  # b was inverted
@@ -99,3 +133,65 @@ def test_a_file_for_each_picture(tmp_path):
 def test_a_film_without_boxes_says_so_below(labels, scores):
     film = draw(labels, [[0, 0, 1, 1]] * len(labels), scores)
     assert (film[:600, :400] == 90).all() and (film[600:] == 255).any()
+
+
+def films(folder, count):
+    """So many pictures, of which number i has a finding of score i / 10."""
+    files = [folder / f"{i}.png" for i in range(count)]
+    for file in files:
+        Image.fromarray(GRAY).save(file)
+    sizes = np.full((count, 2), [300, 200])
+    image = np.r_[np.arange(count), np.arange(count)]
+    labels = np.repeat([0, len(NAMES)], count)  # the lower, the surer of "No finding"
+    scores = np.r_[np.arange(count), 10 - np.arange(count)] / 10
+    boxes = np.tile([10.0, 10, 50, 50], (2 * count, 1))
+    names = [file.stem for file in files]
+    return Pictures(names, sizes, [], [], [], files), BoxTable(image, labels, boxes, scores)
+
+
+def drawn(folder):
+    return sorted(path.name for path in folder.glob("overlays/*"))
+
+
+@pytest.mark.parametrize("most", [0, 2, 9])
+def test_those_with_the_surest_findings_are_drawn(tmp_path, most, capsys):
+    pictures, table = films(tmp_path, 5)
+    overlays.write(tmp_path, pictures, table, NAMES, most=most)
+    assert drawn(tmp_path) == [f"{i}.png" for i in range(5)][max(5 - most, 0) :]
+    assert "note" not in capsys.readouterr().err
+
+
+def test_of_a_large_folder_not_all_are_drawn_and_that_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(overlays, "FILMS", 3)
+    pictures, table = films(tmp_path, 5)
+    overlays.write(tmp_path, pictures, table, NAMES)
+    assert drawn(tmp_path) == ["2.png", "3.png", "4.png"]
+    said = capsys.readouterr().err
+    assert (
+        "note: of 5 pictures the 3 with the surest findings are drawn; --overlays=5 draws all\n"
+    ) in said
+
+
+def test_as_many_are_drawn_at_a_time_as_there_are_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(overlays.machine, "cores", lambda: 3)
+    together, read = threading.Barrier(3, timeout=20), overlays.images.read
+    monkeypatch.setattr(overlays.images, "read", lambda file: together.wait() * 0 or read(file))
+    pictures, table = films(tmp_path, 6)
+    overlays.write(tmp_path, pictures, table, NAMES)
+    assert len(drawn(tmp_path)) == 6
+
+
+def test_after_one_that_cannot_be_written_no_more_follow(tmp_path, monkeypatch):
+    monkeypatch.setattr(overlays.machine, "cores", lambda: 1)
+    pictures, table = films(tmp_path, 5)
+    pictures.files[1].unlink()
+    with pytest.raises(InputError, match="1.png"):
+        overlays.write(tmp_path, pictures, table, NAMES)
+    assert len(drawn(tmp_path)) < 4
+
+
+def test_of_a_split_nothing_is_drawn(tmp_path, capsys):
+    """It has no files."""
+    pictures, table = films(tmp_path, 3)
+    overlays.write(tmp_path, pictures._replace(files=[]), table, NAMES)
+    assert drawn(tmp_path) == [] and capsys.readouterr().out == ""

@@ -126,6 +126,9 @@ def test_suspicious_images_are_found_and_no_others(dataset):
     found = {s.name: s for s in survey.suspicions(dataset, pixels, 64)}
     assert found["Inverted"].images.tolist() == [3]
     assert found["Flat"].images.tolist() == [5]
+    (line,) = survey.flat_films(dataset, list(found.values()))
+    assert line == f"1 images have hardly any contrast: {dataset.ids[5]}"
+    assert survey.flat_films(dataset, [found["Inverted"]]) == []
     assert found["Black borders"].images.tolist() == [7]
     assert found["Black borders"].notes == ["20% of a side"]
     assert found["Duplicates"].images.tolist() == [10, 20]

@@ -60,7 +60,7 @@ def test_one_that_cannot_be_read_is_reported_and_the_one_before_is_used(folder, 
     with checkpoint.open_manager(folder) as manager:
         items, step = checkpoint.restore_newest(manager, **ABSTRACT)
         assert step == 2 and items["weights"]["x"].tolist() == [2, 2, 2]
-        said = capsys.readouterr().out
+        said = capsys.readouterr().err
         assert "checkpoint 4 in" in said and "checkpoint 3 in" in said
         with pytest.raises(InputError, match="checkpoint 4 in .* cannot be read"):
             checkpoint.restore(manager, 4, **ABSTRACT)
@@ -71,12 +71,72 @@ def test_one_that_cannot_be_read_is_reported_and_the_one_before_is_used(folder, 
             checkpoint.restore_newest(manager, **ABSTRACT)
 
 
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "is gone":
+        path.unlink()
+    else:
+        path.write_bytes(
+            content[:-1] if "bytes of" in how else bytes([content[0] ^ 1]) + content[1:]
+        )
+
+
+@pytest.mark.parametrize("how", ["is gone", "bytes of", "is not as it was saved"])
+def test_each_file_is_looked_at_before_orbax_is_asked(folder, how, capfd, monkeypatch):
+    """Which would say it in hundreds of lines; here it is one, on standard error."""
+    asked = []
+    theirs = checkpoint.ocp.CheckpointManager.item_metadata
+    monkeypatch.setattr(
+        checkpoint.ocp.CheckpointManager,
+        "item_metadata",
+        lambda self, step: asked.append(step) or theirs(self, step),
+    )
+    newest = folder / "checkpoints/4"
+    files = sorted(path for path in newest.glob("*/**/*") if path.is_file())
+    assert len(files) > 8
+    for path in files:
+        content = path.read_bytes()
+        damage(path, how)
+        with checkpoint.open_manager(folder) as manager:
+            assert checkpoint.restore_newest(manager, weights=ABSTRACT["weights"])[1] == 3
+        out, err = capfd.readouterr()
+        assert out == "" and err.count("\n") == 1
+        assert f"cannot be read: its file {path.relative_to(newest)}" in err and how in err
+        path.write_bytes(content)
+    assert set(asked) == {3}
+
+
+def test_a_checkpoint_without_a_list_of_files_is_read_and_damage_said_in_words(folder, capfd):
+    """As all were before there was one."""
+    for step in ("3", "4"):
+        (folder / "checkpoints" / step / "files.json").unlink()
+    with checkpoint.open_manager(folder) as manager:
+        assert checkpoint.restore_newest(manager, **ABSTRACT)[1] == 4
+    (folder / "checkpoints/4/weights/_METADATA").unlink()
+    shutil.rmtree(folder / "checkpoints/3/training")
+    with checkpoint.open_manager(folder) as manager:
+        assert checkpoint.restore_newest(manager, **ABSTRACT)[1] == 2
+    one, other = capfd.readouterr().err.splitlines()
+    assert "cannot be read: its folder weights is gone, or has no _METADATA" in one
+    assert "cannot be read: its folder training is gone" in other
+
+
+def test_types_are_compared_before_checksums(folder):
+    other = {"weights": {"x": np.zeros(3, np.int32)}, "training": {"y": np.zeros(2)}}
+    with checkpoint.open_manager(folder) as manager:
+        with pytest.raises(InputError, match=r"x is int64 \(3,\) there and int32 \(3,\) here$"):
+            checkpoint.restore(manager, 4, **other)
+        with jax.enable_x64(True), pytest.raises(InputError, match="JAX_ENABLE_X64.*: unset it"):
+            checkpoint.restore(manager, 4, **other)
+
+
 def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
     """Orbax notices those in its own tables; in the numbers, only the checksums do."""
     x = np.random.default_rng(0).random(1000)
     saved = {"weights": {"x": x}, "training": {"y": np.zeros(2)}}
     with checkpoint.open_manager(tmp_path, {}) as manager:
         checkpoint.save(manager, 1, **saved)
+    (tmp_path / "checkpoints/1/files.json").unlink()  # which would notice all of them
     rng, damaged = random.Random(0), 0
     for path in sorted(p for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()):
         content = path.read_bytes()
@@ -140,7 +200,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_is_named(folder):
 def test_one_of_another_model_is_refused_with_the_first_difference(folder):
     with checkpoint.open_manager(folder) as manager:
         other = {"weights": {"x": np.zeros(5, int)}, "training": {"y": np.zeros(2)}}
-        with pytest.raises(InputError, match=r"does not fit .*: x is \(3,\) there and \(5,\) here"):
+        with pytest.raises(
+            InputError, match=r"does not fit .*: x is int64 \(3,\) there and int64 \(5,\) here"
+        ):
             checkpoint.restore_newest(manager, **other)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from configs import phantom, retina
 from jaxdet import InputError
+from jaxdet.models import resnet
 from jaxdet.runs import config as configs
 from jaxdet.runs import workdir
 from jaxdet.runs.fields import Field
@@ -197,3 +198,33 @@ def test_further_looks_that_cannot_be(field, value, named):
     with pytest.raises(InputError) as caught:
         configs.check(config, retina.get_fields())
     assert named in str(caught.value)
+
+
+def test_only_what_a_config_says_is_one_line(monkeypatch):
+    """Whoever writes a layer sees where it fails."""
+    config, fields = phantom.get_config(), retina.get_fields()
+
+    def fails(*_, **__):
+        raise ValueError("shapes (3,) and (4,) do not match")
+
+    monkeypatch.setattr(resnet, "Stem", fails)
+    with pytest.raises(ValueError, match="do not match"):
+        configs.check(config, fields)
+
+
+def test_a_run_that_is_older_than_a_field_has_what_was_done_before(folder):
+    fields = {**retina.get_fields(), "loss.new": Field(2.0, "of a new loss", before=0.5)}
+    config = configs.of_run(folder, fields)
+    assert config.loss.new == 0.5
+    assert configs.as_run(config, fields, folder).loss.new == 0.5
+    config.loss.new = 2.0
+    with pytest.raises(InputError, match=r"config\.loss\.new: 2\.0, but the run .* has 0\.5"):
+        configs.as_run(config, fields, folder)
+
+
+def test_a_saved_field_that_nobody_knows_is_named(folder):
+    record = json.loads((folder / "config.json").read_text())
+    record["loss"]["forgotten"] = 1
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"config\.json: has loss\.forgotten, which no field"):
+        configs.of_run(folder, retina.get_fields())

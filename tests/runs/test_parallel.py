@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet.kernels import cpu
+from jaxdet import InputError
 from jaxdet.runs import parallel
-from tests.conftest import ROOT
+from tests.conftest import ROOT, command
 
 
 @pytest.mark.slow
@@ -91,6 +91,109 @@ def test_one_that_dies_or_is_stopped_ends_the_other(victim, number, tiny, tmp_pa
     assert "Traceback" not in said
 
 
+SALLOC = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}
+STEP = SALLOC | {"SLURM_STEP_NODELIST": "node7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """How often JAX was asked to look for others; nobody comes, for a tenth of a second."""
+    for name in [*os.environ]:
+        if name.startswith(("SLURM_", "OMPI_")):
+            monkeypatch.delenv(name)
+    asked = []
+
+    def initialize(*args, **kwargs):
+        asked.append(args)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    return asked
+
+
+def announce(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "said"),
+    [
+        (STEP, (), "waiting for 3 others, 120 seconds at most\n"),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "4"}, (), "waiting for 3 others, 120 seconds at most\n"),
+        ({"OMPI_MCA_orte_hnp_uri": "x", "OMPI_COMM_WORLD_SIZE": "2"} | SALLOC, (),
+         "waiting for 1 other, 120 seconds at most\n"),
+        ({}, ("localhost:1", 3, 0), "waiting for 2 others, 120 seconds at most\n"),
+        # They say it later: there may be many, or none.
+        (STEP | {"SLURM_PROCID": "1"}, (), ""),
+        ({}, ("localhost:1", 3, 2), ""),
+        ({"KUBERNETES_SERVICE_HOST": "x"}, (), ""),
+    ],
+)  # fmt: skip
+def test_who_waits_says_so_at_once(starts, monkeypatch, capsys, variables, given, said):
+    announce(monkeypatch, variables)
+    parallel.join_processes(*given)
+    assert capsys.readouterr().err == said and len(starts) == 1
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        SALLOC,  # the shell of salloc or sbatch
+        STEP | {"SLURM_STEP_NUM_TASKS": "1"},  # a shell that is a step of its own
+    ],
+)
+def test_one_that_slurm_started_alone_waits_for_nobody(starts, monkeypatch, capsys, variables):
+    announce(monkeypatch, variables)
+    parallel.join_processes()
+    note = "note: SLURM has room for 4 tasks, and started this one alone; srun starts all\n"
+    assert capsys.readouterr().err == note and not starts
+    with pytest.raises(InputError, match="--distributed: no cluster announces others here: start"):
+        parallel.join_processes(required=True)
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, STEP | {"SLURM_NTASKS": "1"}, STEP | {"OMPI_COMM_WORLD_SIZE": "1"}]
+)
+def test_one_that_is_alone_says_nothing(starts, monkeypatch, capsys, variables):
+    announce(monkeypatch, variables)
+    parallel.join_processes()
+    assert capsys.readouterr().err == "" and not starts
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "way_out"),
+    [
+        (STEP, (), "start all of them by srun, or with SLURM_NTASKS=1 before it this one alone"),
+        ({}, ("localhost:1", 4, 0), "start all of them with the same command"),
+    ],
+)
+def test_who_waits_in_vain_ends_with_one_line(
+    starts, monkeypatch, capsys, variables, given, way_out
+):
+    announce(monkeypatch, variables)
+    monkeypatch.setattr(parallel, "WAITING_SECONDS", 0.02)
+    codes = []
+    monkeypatch.setattr(parallel.os, "_exit", codes.append)
+    parallel.join_processes(*given)
+    said = capsys.readouterr().err.splitlines()[1:]
+    assert codes == [2] and len(said) == 1
+    assert said[0].startswith("run.py: 3 others did not come in 0 seconds: ") and way_out in said[0]
+
+
+def test_what_needs_no_others_does_not_join(starts, monkeypatch, tmp_path):
+    announce(monkeypatch, STEP)
+    (tmp_path / "config.json").write_text("{}")
+    for mode, *flags in (
+        ("score",), ("ensemble",), ("inspect",), ("export",), ("predict", f"--images={tmp_path}"),
+    ):  # fmt: skip
+        where = [] if mode in ("score", "ensemble") else [f"--workdir={tmp_path}"]
+        assert command(f"--mode={mode}", *where, *flags).code == 2
+    assert not starts
+    command("--mode=predict", "--config=configs/phantom.py", f"--workdir={tmp_path}/none")
+    assert len(starts) == 1
+
+
 @pytest.fixture
 def of_two(monkeypatch):
     """What was said at the end of this process, which takes itself for one of two."""
@@ -138,7 +241,7 @@ def test_the_watchdog_never_ends_a_process_that_is_alone(monkeypatch):
 def test_only_a_cpu_is_waited_for(on_cpu, monkeypatch):
     """A GPU copies a batch once it has computed the last step: waiting would let it stand idle."""
     waited = []
-    monkeypatch.setattr(cpu, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu" if on_cpu else "gpu")
     monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(x) or x)
     batch = {"images": np.arange(8)}
     sharded = parallel.shard_batch(batch, parallel.make_mesh())

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from jaxdet.runs import signals
-from tests.conftest import ROOT
+from tests.conftest import ROOT, command
+from tfds_vinbig import tfds_vinbig_dataset_builder as builder
 
 
 def send(number):
@@ -53,7 +54,7 @@ def test_a_second_signal_ends_a_process_that_hangs(number):
     """It hangs outside of Python, where Python's own handlers never run."""
     code = (
         "import ctypes\n"
-        "from jaxdet import signals\n"
+        "from jaxdet.runs import signals\n"
         "signals.SAME_SECONDS = 0.2\n"
         "with signals.caught(), signals.held():\n"
         "    print('hangs', flush=True)\n"
@@ -71,3 +72,35 @@ def test_a_second_signal_ends_a_process_that_hangs(number):
     process.send_signal(number)
     assert process.wait(timeout=10) == 128 + number
     process.communicate()
+
+
+def test_what_is_said_of_the_next_start_is_true(tmp_path):
+    """Before the first checkpoint there is nothing to go on from, whatever was drawn or read."""
+    stop = signals.Stopped(signal.SIGTERM)
+    anew = "nothing of the run is saved yet: the same command starts it anew"
+    assert stop.goes_on(tmp_path / "none") == anew
+    (tmp_path / "run/checkpoints/5.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert stop.goes_on(tmp_path / "run") == anew
+    for finished in ("run/checkpoints/5", "cv/fold0/checkpoints/5"):
+        (tmp_path / finished).mkdir(parents=True)
+    for workdir in ("run", "cv"):
+        said = "the same command goes on from what was saved last"
+        assert stop.goes_on(tmp_path / workdir) == said
+    stop = signals.Stopped(signal.SIGINT, 7)
+    assert stop.goes_on(tmp_path) == "the same command goes on from step 7, which is saved"
+
+
+def test_a_signal_while_the_phantom_is_drawn(tmp_path, monkeypatch):
+    def drawn(folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(builder, "drawn_phantom", drawn)
+    done = command(
+        "--config=configs/phantom.py", f"--config.data.dir={tmp_path}/data",
+        f"--workdir={tmp_path}/run",
+    )  # fmt: skip
+    assert done.code == 0
+    assert done.stderr == (
+        "run.py: SIGTERM: nothing of the run is saved yet: the same command starts it anew\n"
+    )
+    assert not (tmp_path / "run").exists()

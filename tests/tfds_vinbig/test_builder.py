@@ -303,12 +303,12 @@ def test_a_failure_leaves_nothing_behind(folder, tmp_path, monkeypatch, error, t
         builder.build("512", data, folder)
     before = tree(tmp_path)
 
-    def fail(path, size, encode=encoding.encode):
+    def fail(path, read=images.read):
         if path.stem == "b":
             raise error
-        return encode(path, size)
+        return read(path)
 
-    monkeypatch.setattr(encoding, "encode", fail)
+    monkeypatch.setattr(images, "read", fail)
     with pytest.raises(InputError if error is OSError else error):
         builder.build("256", data, folder)
     assert tree(tmp_path) == before
@@ -346,7 +346,7 @@ def test_a_data_dir_that_cannot_be_written_is_named(folder, tmp_path):
 def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):
     """As ArrayRecord says it, which knows no OSError (seen on a full tmpfs)."""
 
-    def fail(path, size):
+    def fail(path, size, notes):
         raise RuntimeError("write() failed: No space left on device; writing /x; at byte 2093056")
 
     monkeypatch.setattr(encoding, "encode", fail)

@@ -31,7 +31,7 @@ def test_detections_are_written_in_cocos_form_and_read_back(tmp_path):
         {"image_id": 12, "category_id": 2, "bbox": [0, 1, 9, 7], "score": 0.25},
     ]  # "No finding" is no box to COCO; it comes back as 1 - the best score
     ids, back = coco.read_detections(write(tmp_path / "d.json", text), annotations)
-    assert ids == ["c", "a", "b"]
+    assert ids == ["c", "sub__a", "b"]
     for mine, theirs in zip(DETECTIONS, back, strict=True):
         np.testing.assert_allclose(theirs, mine)
 
@@ -44,13 +44,15 @@ def test_without_cocos_ids_images_go_by_name(tmp_path):
     assert json.loads(coco.to_json([], BoxTable(*(x[:0] for x in DETECTIONS)), (1, 2))) == []
 
 
-@pytest.mark.parametrize("image_id", [7, 7.0, "a", "a.jpg", "sub/a.jpg", "a.png"])
+@pytest.mark.parametrize(
+    "image_id", [7, 7.0, "7", "a", "a.jpg", "sub/a.jpg", "sub\\a.jpg", "sub__a", "a.png"]
+)
 def test_an_image_is_found_by_id_name_or_file(tmp_path, image_id):
     annotations = coco.read_annotations(write(tmp_path / "x.json", INSTANCES))
     row = {"image_id": image_id, "category_id": 2, "bbox": [1, 2, 0, 4], "score": 2}
     ids, table = coco.read_detections(write(tmp_path / "d.json", [row]), annotations)
     assert table.image.tolist() == [1, 0, 1, 2] and table.labels.tolist() == [0, 3, 3, 3]
-    assert table.scores.tolist() == [2, 1, -1, 1] and ids[1] == "a"
+    assert table.scores.tolist() == [2, 1, -1, 1] and ids[1] == "sub__a"
 
 
 def test_no_finding_may_be_a_detection(tmp_path):

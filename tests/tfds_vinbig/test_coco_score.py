@@ -84,7 +84,38 @@ def test_from_json_to_scores_with_its_own_classes(coco, tmp_path):
         "--mode=score", f"--annotations={coco}/instances.json", f"--submission={tmp_path}/all.json"
     )
     assert done.code == 0, done.stderr
-    assert json.loads(done.stdout)["num_images"] == 40
+    scored = json.loads(done.stdout)
+    assert scored["num_images"] == 40
+
+    # In a file where each class has the id of another they come out by its ids.
+    data = json.loads((coco / "instances.json").read_text())
+    other = {7: 3, 3: 12, 12: 7}
+    for entry in data["categories"]:
+        entry["id"] = other[entry["id"]]
+    for entry in data["annotations"]:
+        entry["category_id"] = other[entry["category_id"]]
+    (tmp_path / "other.json").write_text(json.dumps(data))
+    predict = (f"--workdir={tmp_path}/run", "--mode=predict", f"--images={coco}/images",
+               f"--meta={tmp_path}/other.json", f"--output={tmp_path}/other.csv")  # fmt: skip
+    done = command(*predict[:-1], f"--output={tmp_path}/by_other.csv")
+    assert done.code == 0, done.stderr
+    by_other = json.loads((tmp_path / "by_other.json").read_text())
+    assert [row["category_id"] for row in by_other] == [other[row["category_id"]] for row in rows]
+    for results in ("by_other.json", "by_other.csv", "all.json"):  # the last is told by its names
+        done = command(
+            "--mode=score", f"--annotations={tmp_path}/other.json",
+            f"--submission={tmp_path}/{results}",
+        )  # fmt: skip
+        assert done.code == 0, done.stderr
+        assert json.loads(done.stdout)["AP"] == pytest.approx(scored["AP"], abs=1e-6)
+        assert ("another category_id" in done.stderr) == (results == "all.json")
+    data["categories"][0]["name"] = "Fracture"
+    (tmp_path / "other.json").write_text(json.dumps(data))
+    done = command(*predict)
+    assert done.code == 2 and not (tmp_path / "other.csv").exists()
+    assert done.stderr.endswith(
+        "has no category 'Mass', a class of the run; it has Fracture, Device, Effusion\n"
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))

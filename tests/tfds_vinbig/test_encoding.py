@@ -72,22 +72,42 @@ def test_after_a_failure_threads_end_with_the_picture_at_hand(shard, monkeypatch
     first, *others = shard.pictures
     begun = []
 
-    def encode(path, size):
+    def read(path):
         begun.append(path)
         if path == first:
-            raise InputError("broken")
+            raise RuntimeError("broken")
         time.sleep(0.1)
-        return b""
+        return images.Picture(np.zeros((8, 8), np.uint8), ())
 
-    monkeypatch.setattr(encoding, "encode", encode)
+    monkeypatch.setattr(images, "read", read)
     half = shard.records[:20]
     shards = [
         encoding.Shard(shard.path, half, shard.pictures[:20]),
         encoding.Shard(shard.path.with_suffix(".2"), half, shard.pictures[20:]),
     ]
-    with pytest.raises(InputError, match="broken"):
+    with pytest.raises(RuntimeError, match="broken"):
         list(encoding.write_shards(shards, shard.pictures, 256, FileFormat.ARRAY_RECORD))
     assert len(begun) < 10 and set(begun) <= {first, *others[19:]}
+
+
+def test_all_that_cannot_be_decoded_are_named_at_once(shard):
+    """After the first nothing more is written."""
+    for path in shard.pictures[3::2]:
+        path.write_text("no picture")
+    shards = [
+        encoding.Shard(shard.path.with_suffix(f".{i}"), shard.records[i::4], shard.pictures[i::4])
+        for i in range(4)
+    ]
+    with pytest.raises(InputError, match="^19 problems in .*, the first ten:") as caught:
+        list(encoding.write_shards(shards, shard.pictures, 256, FileFormat.ARRAY_RECORD))
+    assert all(path.name in str(caught.value) for path in shard.pictures[3::2])
+
+
+def test_what_is_seen_in_the_pixels_is_said(shard):
+    Image.fromarray(np.full((9, 9), 7, np.uint8)).save(shard.pictures[5])
+    notes = []
+    list(encoding.write_shards([shard], shard.pictures, 256, FileFormat.ARRAY_RECORD, notes))
+    assert notes == [(shard.pictures[5], images.FLAT)]
 
 
 @pytest.mark.parametrize("kind", ["rgb", "16 bit", "jpeg", "2 bit", "palette"])

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from jaxdet import InputError
+from jaxdet.data import images
 from tests.tfds_vinbig import test_builder
 from tests.tfds_vinbig.test_builder import HEADER, files, make_folder, pixels, records
 from tfds_vinbig import tfds_vinbig_dataset_builder as builder
+from tfds_vinbig.__main__ import main
 
 folder = test_builder.folder
 
@@ -77,6 +80,45 @@ def test_coco_json_is_another_way_to_the_same_records(tmp_path):
         np.testing.assert_equal(record, expected[name])
     (q,) = records(path, "test").values()
     assert (q["height"], q["width"], q["index"]) == (256, 256, 0)
+
+
+def test_films_as_others_have_them_from_the_command_line(tmp_path, capsys):
+    """Folders of patients, links to another disk, a box outside, a flat film: each with its flag,
+    or said by name; what it was built with is on record."""
+    films = tmp_path / "films"
+    for name, level in (("p1/view", None), ("p2/view", 9)):
+        levels = np.full((60, 50), level or 0, np.uint8)
+        levels[: 0 if level else 9] = 200
+        (films / name).parent.mkdir(parents=True)
+        Image.fromarray(levels).save(films / f"{name}.png")
+    (films / "p2/view.png").rename(tmp_path / "disk.png")
+    (films / "p2/view.png").symlink_to(tmp_path / "disk.png")
+    listed = [{"id": i, "file_name": f"p{i}/view.png"} for i in (1, 2)]
+    box = {"image_id": 1, "category_id": 1, "bbox": [-20, 10, 40, 20]}
+    (tmp_path / "x.json").write_text(
+        json.dumps(
+            {"images": listed, "annotations": [box], "categories": [{"id": 1, "name": "Rib"}]}
+        )
+    )
+    words = ["--config=films", "--size=32", f"--coco={tmp_path}/x.json", f"--images={films}",
+             f"--data_dir={tmp_path}/data"]  # fmt: skip
+    with pytest.raises(InputError, match="allow links by --follow_links"):
+        main(words)
+    with pytest.raises(InputError, match="--boxes=cut cuts such boxes"):
+        main([*words, "--follow_links"])
+    with pytest.raises(InputError, match="argument --boxes: invalid choice: 'drop'"):
+        main([*words, "--boxes=drop"])
+    main([*words, "--follow_links", "--boxes=cut"])
+    said = capsys.readouterr().err
+    assert f"note: train: 1 pictures: {images.FLAT}: p2__view\n" in said
+    assert "1 boxes reach more than a pixel out of their image" in said
+    path = tmp_path / "data/tfds_vinbig/films/1.2.0"
+    found = records(path)
+    assert set(found) == {"p1__view", "p2__view"}
+    np.testing.assert_allclose(pixels(found["p1__view"]), [[0, 10, 20, 30]], atol=1e-4)
+    assert tfds.builder_from_directory(path).info.metadata["source"]["boxes"] == "cut"
+    main([*words, "--follow_links"])
+    assert "already built from" in capsys.readouterr().err
 
 
 def test_a_folder_that_was_not_read_is_said(folder, tmp_path, capsys):

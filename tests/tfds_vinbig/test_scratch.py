@@ -76,7 +76,9 @@ def check_kills(folder):
 def test_killed_at_any_moment(tmp_path):
     """In a process without threads, as it is forked."""
     code = (
-        f"import pathlib, tests.test_scratch as t; t.check_kills(pathlib.Path({str(tmp_path)!r}))"
+        "import pathlib\n"
+        "from tests.tfds_vinbig import test_scratch\n"
+        f"test_scratch.check_kills(pathlib.Path({str(tmp_path)!r}))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
 

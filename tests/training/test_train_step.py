@@ -10,7 +10,7 @@ from configs import retina
 from jaxdet.data.batches import Targets, decode_all, make_targets, training_batches
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.inference.detector import Detector
-from jaxdet.kernels import cpu
+from jaxdet.kernels import switch
 from jaxdet.runs import checkpoint, parallel
 from jaxdet.runs import config as configs
 from jaxdet.training import train_step
@@ -77,7 +77,7 @@ def test_the_step_on_a_gpu_calls_nothing_from_outside_and_convolves_in_bfloat16(
     config, batches, monkeypatch
 ):
     """As it is handed to XLA: no host, no solver, no layer of the CPU's kind."""
-    monkeypatch.setattr(cpu, "on_cpu", lambda: False)
+    monkeypatch.setattr(switch, "target", lambda: "gpu")
     config.model.dtype = "bfloat16"
     init, step = train_step.compile_training(config, 14, parallel.make_mesh())
     batch = parallel.shard_batch(batches[0], parallel.make_mesh())
@@ -103,7 +103,7 @@ def test_shipped_configs_fit_together(name):
     rows, side, boxes = config.train.batch_size, config.data.image_size, 30
     shapes = {
         "images": ((rows, side, side), "uint8"), "boxes": ((rows, boxes, 4), "float32"),
-        "labels": ((rows, boxes), "int32"), "scores": ((rows, boxes), "float32"),
+        "labels": ((rows, boxes), "int32"), "soft_targets": ((rows, boxes), "float32"),
         "mask": ((rows, boxes), "bool"),
     }  # fmt: skip
     batch = {key: jax.ShapeDtypeStruct(*value) for key, value in shapes.items()}
@@ -137,7 +137,7 @@ def test_overfitting_one_batch_reaches_map_1(config, sets, batches):
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(config, batches):
     """A target, or a gradient that overflows, spoils no parameter, statistic or moment."""
     step, state, mesh = setup(config, 1)
-    bad = {**batches[0], "scores": np.full_like(batches[0]["scores"], np.nan)}
+    bad = {**batches[0], "soft_targets": np.full_like(batches[0]["soft_targets"], np.nan)}
     state, metrics = step(state, parallel.shard_batch(batches[0], mesh))
     assert metrics["skipped_steps"] == metrics["skipped_in_a_row"] == 0
     before = jax.device_get(state)

@@ -1,55 +1,36 @@
-"""What makes a CPU fast: operations of a network as matrix products, and memory that stays.
+"""Convolutions, each made in the way that is fastest where the program will run."""
 
-Each operation gives what the plain one gives, value and gradient. Layers use them where `on_cpu()`
-(`sum_of_channels` chooses by itself); a GPU's compiler needs no such help. `docs/benchmarks.md`
-says what each is worth.
-"""
-
-import contextlib
-import ctypes
 import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-
-def on_cpu() -> bool:
-    """Whether what is traced now is for a CPU."""
-    return jax.default_backend() == "cpu"
+from jaxdet.kernels import switch, winograd
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step on a CPU frees, as the next step needs as much.
-
-    Pages given back are cleared by the system before they come again: a sixth of a step. Call it
-    before anything runs. With a GPU, or elsewhere than on Linux with glibc, nothing changes.
-    """
-    # On the thread that asks: glibc keeps large blocks for a program's first thread alone. Nothing
-    # waits for it, since batches are made ahead on others. Of use only before JAX starts.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if not on_cpu():
-        return
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    with contextlib.suppress(OSError, AttributeError):  # another system's C library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_max, 0)  # no mapping of its own for a large block
-        mallopt(trim_threshold, -1)  # nothing goes back to the system
-
-
-def sum_of_channels(x: Float[Array, "*n c"]) -> Float[Array, "c"]:
-    """The sum of each channel: on a CPU a product, since a reduction takes longer."""
-    rows = x.reshape(-1, x.shape[-1])
-    return jnp.ones(len(rows), x.dtype) @ rows if on_cpu() else rows.sum(axis=0)
-
-
-@jax.custom_vjp
-def add_bias(x: Float[Array, "*n c"], bias: Float[Array, "c"]) -> Float[Array, "*n c"]:
-    """`x + bias`."""
-    return x + bias
-
-
-add_bias.defvjp(lambda x, bias: (x + bias, None), lambda _, g: (g, sum_of_channels(g)))
+def convolve(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k2 c d"], stride: int, padding: int
+) -> Float[Array, "b h2 w2 d"]:
+    """The convolution of one stride and one padding for both directions."""
+    *size, c, d = kernel.shape
+    device = switch.target()
+    if device == "plain":
+        return plain_conv(x, kernel, stride, padding)
+    if (*size, stride, padding) == (7, 7, 2, 3) and c <= 4:
+        return conv_7x7_stride_2(x, kernel)
+    if device == "gpu":
+        # In eights, or cuDNN copies everything to another number of channels and back.
+        kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, -d % 8)))
+        return plain_conv(x, kernel, stride, padding)[..., :d]
+    if (*size, padding) == (1, 1, 0):
+        return conv_1x1(x, kernel, stride)
+    if (*size, stride, padding) == (3, 3, 1, 1):
+        if winograd.pays(x, kernel):
+            return winograd.conv_3x3(x, kernel)
+        if 9 * d <= c:
+            return conv_3x3_few(x, kernel)
+    return conv(x, kernel, stride, padding)
 
 
 def conv_1x1(
@@ -61,7 +42,7 @@ def conv_1x1(
 
 
 def plain_conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int, padding: int
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k2 c d"], stride: int, padding: int
 ) -> Float[Array, "b h2 w2 d"]:
     """A convolution as XLA makes it."""
     return jax.lax.conv_general_dilated(
@@ -73,15 +54,28 @@ def plain_conv(
     )
 
 
+def conv_7x7_stride_2(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "7 7 c d"]
+) -> Float[Array, "b h2 w2 d"]:
+    """The convolution, padded by 3, as one of blocks of 2x2 pixels: a GPU wants channels."""
+    b, h, w, c = x.shape
+    # The kernel as 8x8, from 4 pixels before to 3 after; the image as far, to whole blocks.
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (4, 2 + h % 2), (4, 2 + w % 2), (0, 0)))
+    x = x.reshape(b, x.shape[1] // 2, 2, x.shape[2] // 2, 2 * c).swapaxes(2, 3)
+    kernel = kernel.reshape(4, 2, 4, 2 * c, -1).swapaxes(1, 2)
+    return plain_conv(x.reshape(*x.shape[:3], 4 * c), kernel.reshape(4, 4, 4 * c, -1), 1, 0)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int, padding: int
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k2 c d"], stride: int, padding: int
 ) -> Float[Array, "b h2 w2 d"]:
-    """A convolution, whose kernel has its gradient faster.
+    """A convolution whose gradient by the kernel is faster.
 
-    That gradient is a convolution of images that come last. XLA fuses the transpose that turns them
-    so with what made `x`, and computes `x` again in an order that misses the cache. A product with
-    the identity turns them too, and is not fused.
+    The kernel's gradient convolves with the batch as feature dimension. XLA fuses the transpose
+    that this needs with what made `x`, and computes `x` again in an order that misses the cache. A
+    product with the identity transposes too, and is not fused.
     """
     return plain_conv(x, kernel, stride, padding)
 

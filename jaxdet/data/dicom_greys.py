@@ -1,0 +1,204 @@
+"""What a DICOM header says of grey levels: LUTs, rescale, windows, padding, and which is white.
+
+Empty elements are absent, and what cannot be is passed over with a note.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from jaxdet import InputError
+from jaxdet.data import grey
+
+PADDED = "padding is left out of the range of greys, and black"
+PASSED_OVER = "a window or table of greys that cannot be is passed over"
+UNKNOWN_FUNCTION = "a VOILUTFunction that nobody knows is read as LINEAR"
+INVERTED = "stored with white as zero, inverted"
+_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+
+
+class Greys(NamedTuple):
+    """What a header says of the way from stored values to what is seen.
+
+    `modality` and `voi` are tables (the first value, entries); else they are (slope, intercept),
+    and a window (function, center, width); or None.
+    """
+
+    modality: tuple | None
+    voi: tuple | None
+    padding: tuple[int, int] | None  # lowest and highest
+    stored: tuple[int, int]  # the lowest and the highest value that the bits stored may have
+    is_negative: bool
+    is_own: bool  # 8 bits that are grey levels already
+    notes: tuple[str, ...]
+
+    def seen(self, values: Float[np.ndarray, "levels"]) -> Float[np.ndarray, "levels"]:
+        """What stored values stand for; of 8 bits that are grey levels, from 0 to 255."""
+        if self.modality is not None and isinstance(self.modality[1], np.ndarray):
+            values = grey.look_up(values, *self.modality)
+        elif self.modality is not None:
+            values = values * self.modality[0] + self.modality[1]
+        if self.voi is None:
+            return values
+        if isinstance(self.voi[1], np.ndarray):
+            return grey.look_up(values, *self.voi)
+        return grey.window(values, *self.voi) * (255 if self.is_own else 1)
+
+
+def read_greys(found: Any) -> Greys:
+    """Every element that is about grey levels; empty ones are absent."""
+    notes, signed = [], bool(found.PixelRepresentation)
+    negative = found.PhotometricInterpretation == "MONOCHROME1"
+    if negative:
+        notes.append(INVERTED)
+    modality = _table(found, "ModalityLUTSequence", signed, notes)
+    slope, intercept = (_number(found, name) for name in ("RescaleSlope", "RescaleIntercept"))
+    if modality is None and (slope, intercept) not in ((None, None), (1, None), (None, 0), (1, 0)):
+        modality = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    voi = _table(found, "VOILUTSequence", signed, notes)
+    is_own = found.BitsStored == 8 and not signed and modality is None and voi is None
+    voi = _window(found, notes) if voi is None else voi
+    bits = found.BitsStored
+    stored = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    padding, notes = _padding(found, signed), tuple(dict.fromkeys(notes))
+    greys = Greys(modality, voi, padding, stored, negative, is_own, notes)
+    # Every step is monotonous between the lowest and the highest value that there may be.
+    top = 1 << found.BitsAllocated
+    with np.errstate(all="ignore"):
+        ends = greys.seen(np.array([-top / 2, top / 2 - 1] if signed else [0.0, top - 1]))
+        if modality is not None and not isinstance(modality[1], np.ndarray):
+            ends = np.append(ends, top * float(modality[0]) + modality[1])
+    if not np.isfinite(ends).all() or abs(ends).max() > 1e300:
+        raise InputError("its rescale or window gives grey levels that are no finite numbers")
+    return greys
+
+
+def _table(found: Any, name: str, signed: bool, notes: list[str]) -> tuple | None:
+    """The first usable table of a sequence of LUTs: the value of its first entry, and entries."""
+    for item in element(found, name) or ():
+        try:
+            count, first, bits = (int(x) for x in item.get("LUTDescriptor") or ())
+            data, count = item.get("LUTData"), count % 65536 or 65536
+            if isinstance(data, bytes):
+                order = ">" if found.file_meta.TransferSyntaxUID == _BIG_ENDIAN else "<"
+                wide = len(data) >= 2 * count
+                entries = np.frombuffer(data, f"{order}u2" if wide else np.uint8)
+            else:
+                entries = np.atleast_1d(np.asarray(data, np.int64)) % 65536
+                if len(entries) < count and bits <= 8:  # two in a word
+                    entries = np.frombuffer(entries.astype("<u2").tobytes(), np.uint8)
+        except Exception:  # pydicom raises whatever it runs into
+            entries, count = (), 1
+        if len(entries) < count:
+            notes.append(PASSED_OVER)
+            continue
+        return first - 65536 if signed and first > 32767 else first, entries[:count]
+    return None
+
+
+def _window(found: Any, notes: list[str]) -> tuple[str, float, float] | None:
+    """The first usable window: its function, center and width."""
+    function = str(element(found, "VOILUTFunction") or "LINEAR").strip().upper()
+    pairs = []
+    for name in ("WindowCenter", "WindowWidth"):
+        try:
+            value = found.get(name)
+            values = [value] if isinstance(value, str | float | int) else list(value or ())
+            pairs.append([float(x) if str(x).strip() else math.nan for x in values])
+        except Exception:
+            pairs.append([math.nan])
+    centers, widths = pairs
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        if centers and widths:
+            notes.append(UNKNOWN_FUNCTION)
+        function = "LINEAR"
+    for center, width in zip(centers, widths, strict=False):
+        small = width >= 1 if function == "LINEAR" else width > 1e-6
+        if small and width < 1e12 and abs(center) < 1e12:
+            return function, center, width
+        notes.append(PASSED_OVER)
+    return None
+
+
+def _padding(found: Any, signed: bool) -> tuple[int, int] | None:
+    """The lowest and the highest stored value that is no picture."""
+    ends = []
+    for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        try:
+            value = int(found.get(name))
+        except Exception:
+            break  # without a value a limit says nothing
+        if signed and value > 32767:  # written as if unsigned, or the other way round
+            value -= 65536
+        elif not signed and value < 0:
+            value += 65536
+        ends.append(value)
+    return (min(ends), max(ends)) if ends else None
+
+
+def grey_of_values(
+    greys: Greys, low: int, counts: Int[np.ndarray, "values"]
+) -> tuple[UInt8[np.ndarray, "values"], tuple[str, ...]]:
+    """The grey level of each stored value from `low` on, and notes; `counts` of pixels have each.
+
+    Each step maps values one by one, so it is done for the values rather than for the pixels.
+    """
+    values, notes, whole = np.arange(low, low + len(counts)), [], counts.sum()
+    no_picture = np.zeros(len(values), bool)
+    if greys.padding is not None:
+        no_picture = (values >= greys.padding[0]) & (values <= greys.padding[1])
+        if share := counts[no_picture].sum() / whole:
+            notes.append(grey.note(PADDED, share))
+    counted = np.where(no_picture, 0, counts)
+    # One value alone beyond the bits stored is padding without a tag, or a fault. Several are of
+    # something else, such as an overlay in the bits above, which are then left out.
+    least, most = greys.stored
+    if np.count_nonzero(counted[(values < least) | (values > most)]) > 1:
+        values = (values - least) % (most - least + 1) + least
+    if not counted.any():
+        return np.zeros(len(values), np.uint8), tuple(notes)
+    seen = greys.seen(values.astype(np.float64))
+    darkest, brightest = (0, 255) if greys.is_own else grey.usual_range(seen, counted)
+    if extreme := counted[(seen < darkest) | (seen > brightest)].sum() / whole:
+        notes.append(grey.note(grey.EXTREME, extreme))
+    if greys.is_negative:
+        seen, darkest, brightest = -seen, -brightest, -darkest
+    span = brightest - darkest or 1
+    table = np.clip((seen - darkest) * 255 / span + 0.5, 0, 255).astype(np.uint8)
+    table[no_picture] = 0
+    return table, tuple(notes)
+
+
+def element(found: Any, name: str) -> Any:
+    """What a header has, or None; pydicom reads it now, and raises whatever it runs into.
+
+    Raises:
+        InputError: for what cannot be read.
+    """
+    try:
+        return found.get(name)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:60]
+        raise InputError(f"the header's {name} cannot be read ({reason})") from error
+
+
+def _number(found: Any, name: str) -> float | None:
+    """A finite number of the header; None where it is missing or empty."""
+    value = element(found, name)
+    if value is None or value == "" or str(value).strip() == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the header's {name} is {shown(value)}, not a number") from error
+    if not math.isfinite(number):
+        raise InputError(f"the header's {name} is {shown(value)}, not a finite number")
+    return number
+
+
+def shown(value: Any) -> str:
+    """Whatever a header holds: short, and on one line."""
+    text = str(value)[:60]
+    return text if text.isprintable() else repr(text)

@@ -1,0 +1,293 @@
+"""The lists of a COCO annotation file: images, categories, and annotations as rows."""
+
+import math
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+
+from jaxdet import InputError
+from jaxdet.data import images
+from tfds_vinbig.coco_boxes import box_of, is_crowd
+from tfds_vinbig.json_lists import list_of, load, parse_id, parse_whole, show
+from tfds_vinbig.records import (
+    LARGEST,
+    NO_FINDING,
+    Row,
+    Tally,
+    check_id,
+    check_reader,
+    class_name_of,
+    drop_repeated,
+    note_contradictions,
+    raise_all,
+    ranked,
+)
+
+READER = "coco"  # who drew the boxes that name no reader, and saw nothing in the images without
+
+# Of what is said of entries.
+BY_NUMBER = "image_ids are the images' but for being text or a number, and are taken for them"
+FROM_MASKS = "annotations have no bbox: theirs is the box of their segmentation"
+
+
+class Image(NamedTuple):
+    """An entry of "images": its id, its file, and the size of the original in pixels, if it is
+    there."""
+
+    number: Hashable
+    file_name: str
+    size: tuple[int, int] | None
+
+
+class Ids:
+    """Something of each image by its id: as written, else by its number ("1" for 1)."""
+
+    def __init__(self, values: Mapping[Hashable, Any]):
+        self._values, self._by_number = values, {}
+        for key in values:
+            self._by_number.setdefault(_number(key), []).append(key)
+
+    def find(self, key: Hashable) -> tuple[Any, bool]:
+        """What there is, or None, and whether it was found by number alone."""
+        if key in self._values:
+            return self._values[key], False
+        alike = self._by_number.get(_number(key), ()) if _number(key) is not None else ()
+        return (self._values[alike[0]], True) if len(alike) == 1 else (None, False)
+
+
+def _number(key: Hashable) -> int | None:
+    if isinstance(key, str):
+        return int(key) if re.fullmatch("[0-9]{1,18}", key, re.ASCII) else None
+    return key
+
+
+class Instances(NamedTuple):
+    """A whole file: images by image_id, classes as `Folder` has them, rows by place, crowds, and
+    the ids of categories that are left out."""
+
+    images: dict[str, Image]
+    class_names: tuple[str, ...]
+    class_ids: tuple[int, ...]
+    rows: dict[str, Row]
+    crowds: list[Row]
+    left_out: frozenset[int]
+
+
+def read(path: Path, notes: list[str]) -> Instances:
+    """All lists of a file.
+
+    Raises:
+        InputError: with every problem of the file, each with the entry.
+    """
+    problems = []
+    data = load(path, problems)
+    raise_all(problems, path)
+    listed = read_images(data, path, problems)
+    categories, left_out = read_categories(data, path, problems, notes)
+    raise_all(problems, path)  # annotations refer to these
+    rows, crowds = _read_rows(data, path, listed, categories, problems, notes)
+    raise_all(problems, path)
+    return Instances(listed, *ranked(categories), rows, crowds, left_out)
+
+
+def read_categories(
+    data: Any, path: Path, problems: list[str], notes: list[str]
+) -> tuple[dict[int, str], frozenset[int]]:
+    """The names of the categories by their ids, and the ids of those that are left out: headings of
+    the others, and second ids of a name, where they have no annotation."""
+    annotations = data.get("annotations") if isinstance(data, dict) else None
+    used = {
+        parse_whole(entry.get("category_id"))
+        for entry in (annotations if isinstance(annotations, list) else ())
+        if isinstance(entry, dict)
+    }
+    entries = list_of(data, path, "categories", problems)
+    headings = _headings([entry for _, entry in entries]) if used else set()
+    categories, by_name, left_out = {}, {}, {}
+    for place, entry in sorted(entries, key=lambda item: _is_unused(item[1], used)):
+        number, name = parse_whole(entry.get("id")), entry.get("name")
+        name = class_name_of(name.strip()) if isinstance(name, str) else ""
+        if number is None:
+            problems.append(f"{place}: id {show(entry.get('id'))} is not a whole number from 0 on")
+        elif not (name and name.isprintable()):
+            problems.append(f"{place}: name {show(entry.get('name'))} is no name")
+        elif number in categories:
+            problems.append(f"{place}: id {number} is there twice")
+        elif (
+            name != NO_FINDING
+            and number not in used
+            and (name in by_name or (number, name) in headings)
+        ):
+            left_out[number] = name
+        elif name in by_name:
+            problems.append(f"{place}: name {name!r} is there twice, with id {by_name[name]} too")
+        else:
+            categories[number], by_name[name] = name, number
+    if left_out:
+        shown = ", ".join(f"{number} ({name})" for number, name in left_out.items())
+        notes.append(
+            f"{path}: category {shown} has no annotation, and is a heading or the "
+            "name of another: left out"
+        )
+    if not set(categories.values()) - {NO_FINDING} and not problems:
+        problems.append(f"{path}: categories names no class")
+    return dict(sorted(categories.items())), frozenset(left_out)
+
+
+def _is_unused(entry: dict, used: set[int | None]) -> bool:
+    return parse_whole(entry.get("id")) not in used
+
+
+def _headings(entries: list[dict]) -> set[tuple[int | None, str]]:
+    """(id, name) of categories that look like the name of the others, as Roboflow writes one: its
+    own supercategory; or below "none" and with id 0, or the supercategory of others."""
+
+    def text(value: Any) -> str:
+        return class_name_of(value.strip()) if isinstance(value, str) else ""
+
+    above = {text(entry.get("supercategory")) for entry in entries}
+    found = set()
+    for entry in entries:
+        number, name = parse_whole(entry.get("id")), text(entry.get("name"))
+        parent = text(entry.get("supercategory"))
+        of_none = parent.lower() == "none" and (number == 0 or name in above)
+        if name and (name == parent or name.lower() == "none" or of_none):
+            found.add((number, name))
+    return found
+
+
+def read_images(data: Any, path: Path, problems: list[str]) -> dict[str, Image]:
+    """The images by image_id, in the order of the file."""
+    listed, numbers = {}, set()
+    entries = list_of(data, path, "images", problems)
+    for place, entry in entries:
+        try:
+            number, file_name = parse_id(entry.get("id")), entry.get("file_name")
+            if number is None:
+                raise InputError(f"id {show(entry.get('id'))} is not a whole number, nor a name")
+            if number in numbers:
+                raise InputError(f"id {show(number)} is there twice")
+            numbers.add(number)
+            image_id = image_id_of(file_name)
+            if image_id in listed:
+                first = listed[image_id].file_name
+                raise InputError(
+                    f"file_name {show(file_name)} is there twice, see {show(first)} (both would be "
+                    f"image {image_id})"
+                )
+            listed[image_id] = Image(number, file_name, _size(entry))
+        except InputError as error:
+            problems.append(f"{place}: {error}")
+    if not entries and not problems:
+        problems.append(f"{path}: images has no image")
+    return listed
+
+
+def _size(entry: dict) -> tuple[int, int] | None:
+    """(height, width), or None where neither is there."""
+    given = entry.get("height"), entry.get("width")
+    if given == (None, None):
+        return None
+    size = tuple(map(parse_whole, given))
+    if not all(side and side <= LARGEST for side in size):
+        raise InputError(
+            f"height {show(given[0])} and width {show(given[1])} are no size in pixels"
+        )
+    return size
+
+
+def parts_of(file_name: str) -> list[str]:
+    """The parts of a path, with whichever separator; a part "." says nothing."""
+    first, *rest = re.split(r"[/\\]", file_name)
+    return [first, *(part for part in rest if part not in ("", "."))]
+
+
+def image_id_of(file_name: Any) -> str:
+    """The image_id of a file, see `images.path_id`; a path must stay below its folder.
+
+    Raises:
+        InputError: without the place, which the caller knows.
+    """
+    if not isinstance(file_name, str) or not file_name:
+        raise InputError(f"file_name {show(file_name)} is not the name of a file")
+    try:
+        if PureWindowsPath(file_name).drive:
+            raise InputError("it begins with the letter of a disk")
+        parts = parts_of(file_name)
+        parts = parts[1:] if parts[0] == "." else parts
+        for part in (*parts, images.path_id("/".join(parts)) if any(parts) else ""):
+            check_id(part)
+    except InputError as error:
+        raise InputError(
+            f"file_name {show(file_name)} is not the name of a file below --images"
+        ) from error
+    return images.path_id(file_name)
+
+
+def _read_rows(
+    data: Any,
+    path: Path,
+    listed: dict[str, Image],
+    categories: dict[int, str],
+    problems: list[str],
+    notes: list[str],
+) -> tuple[dict[str, Row], list[Row]]:
+    """The annotations by place, with a row of "No finding" for each image without one; crowds."""
+    ids = Ids({image.number: name for name, image in listed.items()})
+    names, class_ids = ranked(categories)
+    labels = {i: label for label, i in enumerate(class_ids) if i in categories}
+    normal, nowhere = len(names), [math.nan] * 4
+    rows, crowds, annotated, tally, regions = {}, 0, set(), Tally(), []
+    for place, entry in list_of(data, path, "annotations", problems):
+        try:
+            image_id, by_number = ids.find(parse_id(entry.get("image_id")))
+            if image_id is None:
+                raise InputError(f"image_id {show(entry.get('image_id'))} is in no image")
+            if by_number:
+                tally.add(BY_NUMBER, place)
+            annotated.add(image_id)
+            label = labels.get(parse_whole(entry.get("category_id")))
+            if is_crowd(entry):
+                crowds += 1
+                regions += _region(entry, image_id, label)
+                continue
+            if label is None:
+                raise InputError(f"category_id {show(entry.get('category_id'))} is in no category")
+            box, of_mask = (nowhere, False) if label == normal else box_of(entry)
+            if of_mask:
+                tally.add(FROM_MASKS, place)
+            rows[place] = Row(image_id, label, _reader(entry), *box)
+        except InputError as error:
+            problems.append(f"{place}: {error}")
+    if crowds:
+        only = len(annotated - {row.image_id for row in rows.values()})
+        notes.append(
+            f"{path}: {crowds} crowds (iscrowd) are left out; {only} images have nothing else, and "
+            "count neither as normal nor as having a finding"
+        )
+    notes += tally.notes(path)
+    rows = drop_repeated(rows, normal, path, notes)
+    note_contradictions(rows.values(), normal, path, notes)
+    for name in listed:
+        if name not in annotated:
+            rows[f"{path}: image {name}"] = Row(name, normal, READER, *nowhere)
+    return rows, regions
+
+
+def _region(entry: dict, image_id: str, label: int | None) -> list[Row]:
+    """Where a crowd is; none where it does not say."""
+    if label is None or (not entry.get("bbox") and not entry.get("segmentation")):
+        return []
+    try:
+        return [Row(image_id, label, READER, *box_of(entry)[0])]
+    except InputError:
+        return []
+
+
+def _reader(entry: dict) -> str:
+    reader = READER if entry.get("rad_id") is None else parse_id(entry["rad_id"])
+    if reader is None:
+        raise InputError(f"rad_id {show(entry['rad_id'])} is no name")
+    check_reader(str(reader))
+    return str(reader)
