@@ -19,7 +19,7 @@ from jaxdet.ops.box_coder import BOX_CODERS
 from jaxdet.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from jaxdet.ops.matching import MATCHERS
 from jaxdet.runs.fields import Field, Fields, to_config
-from jaxdet.training.optimizer import OPTIMIZERS
+from jaxdet.training.optimizer import OPTIMIZERS, parse_multipliers
 
 INT32 = 2**31 - 1
 
@@ -118,7 +118,8 @@ def get_fields(size: str = "256") -> Fields:
             "retinanet", "the detector", choices=DETECTORS, before="retinanet"
         ),
         "model.init_from": Field(
-            "", "weights of torchvision or timm: .safetensors, .npz or .pth"
+            "", "weights of torchvision or timm (.safetensors, .npz or .pth), or of a run: "
+            "WORKDIR, WORKDIR@best or WORKDIR@STEP"
         ),
         # None: planned from the training boxes, and kept in the run's config.json.
         "model.levels": Field(
@@ -196,15 +197,24 @@ def get_fields(size: str = "256") -> Fields:
         "loss.image_weight": Field(1.0, "of the image head's cross-entropy", least=0),
         #
         "train.batch_size": Field(batch_size, "over all devices", above=0, most=65_536),
+        "train.accumulate": Field(
+            1, "parts of a batch that are worked on one by one: less memory, the same gradient "
+            "(but BatchNorm sees a part)", above=0, most=65_536, before=1,
+        ),
         "train.steps": Field(steps, "of `batch_size` images", above=0, most=INT32, changes="grows"),
         "train.optimizer": Field("adamw", "the optimiser", choices=OPTIMIZERS),
         "train.learning_rate": Field(2e-4, "the highest", above=0),
         "train.backbone_lr_multiplier": Field(
             1.0, "of the learning rate, for the backbone", least=0
         ),
+        "train.lr_multipliers": Field(
+            (), "PATTERN=FACTOR of the learning rate for parameters whose names have the pattern "
+            "in them, such as ('backbone/stem=0.1','final/bias=2')",
+            kind=tuple[str, ...], check=parse_multipliers, before=(),
+        ),
         "train.momentum": Field(0.9, "of sgd", least=0, most=1),
         "train.weight_decay": Field(
-            0.05, "decoupled for adamw, added to the gradient for sgd", least=0
+            0.05, "of kernels; for sgd added to the gradient, else decoupled", least=0
         ),
         "train.warmup_steps": Field(500, "in which the learning rate rises", least=0, most=INT32),
         "train.clip_norm": Field(5.0, "of the gradient", above=0),

@@ -32,6 +32,7 @@ def model_card(
         InputError: if `evaluation.json` is not what this version writes.
     """
     config = loaded.detector.config
+    began_from = run.began_from or config.model.init_from
     scores = _read_scores(folder / "evaluation.json")
     backbone, train, size = config.model.backbone, config.train, config.data.image_size
     number = sum(x.size for x in jax.tree.leaves(loaded.weights["params"]))
@@ -60,7 +61,7 @@ def model_card(
         "Steps": f"{loaded.step} of {train.steps}, of {train.batch_size} images",
         "Optimiser": f"{train.optimizer}, learning rate {train.learning_rate:g}, weight decay "
         f"{train.weight_decay:g}, seed {config.seed}",
-        "Started from": config.model.init_from or "random numbers",
+        "Started from": began_from or "random numbers",
         "Losses": f"{config.loss.class_loss} and {config.loss.box}{_matching(config)}",
         "Augmentation": _augmentation(config) or "none",
     }
@@ -82,7 +83,7 @@ def model_card(
             "## Licence",
             "",
             "jaxdet is Apache-2.0. The weights were learned from the dataset above"
-            + (f" and from {config.model.init_from}" if config.model.init_from else "")
+            + (f" and from {began_from}" if began_from else "")
             + ": whoever passes them on has to see what its terms allow.",
             "",
         ]

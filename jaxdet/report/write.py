@@ -77,6 +77,7 @@ def _about(evaluator: Evaluator, folder: Path) -> dict[str, str]:
         "dataset": f"{config.data.name}, fingerprint {run.dataset}",
         "trained on": f"images of fingerprint {run.training_images}, readers' boxes fused by "
         f"{config.data.fusion}",
+        "started from": run.began_from or config.model.init_from or "random numbers",
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "detection": f"{len(evaluator.dataset)} images in {evaluator.seconds:.1f} s",
     }

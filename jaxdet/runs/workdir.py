@@ -27,6 +27,7 @@ class Run(NamedTuple):
     training_images: str  # fingerprint of the ids that are trained on
     planned: list[str]  # the config's fields that were planned from the training boxes
     grey_levels: list[list[float]]  # of the training images, see `inversion.looks_inverted`
+    began_from: str = ""  # where it was another run: its workdir and step
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -94,6 +95,7 @@ def _check_run(run: Run) -> None:
         "planned": are(run.planned, str),
         "grey_levels": are(run.grey_levels, list)
         and all(are(levels, int | float) for levels in run.grey_levels),
+        "began_from": isinstance(run.began_from, str),
     }
     for name, fit in fits.items():
         if not fit:

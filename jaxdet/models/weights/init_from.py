@@ -18,6 +18,7 @@ from jaxdet.models.weights.torchvision import BODY, pyramid_names, to_grey
 
 # How the end of a classifier is called: of no use to a detector.
 CLASSIFIER = ("fc.", "classifier.", "head.")
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")  # of files that `read` reads
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -37,7 +38,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # each format has its own
         why = (str(error) or repr(error)).splitlines()[0]
         raise InputError(f"{where}: cannot be read ({why})") from error
-    raise InputError(f"{where}: not a .safetensors, .npz or .pth file")
+    raise InputError(f"{where}: not a .safetensors, .npz or .pth file, nor the workdir of a run")
 
 
 def read_npz(path: Path, most_bytes: int = 2**30) -> dict[str, np.ndarray]:
