@@ -146,6 +146,6 @@ def test_inspect_writes_the_page_and_nothing_else(tiny, trained, tmp_path):
     done = command(f"--workdir={workdir}", "--mode=inspect")
     assert done.code == 0, done.stderr
     anchors = json.loads((workdir / "config.json").read_text())["model"]["anchor_scales"]
-    assert f"sizes {tuple(anchors)} strides" in (workdir / "data.html").read_text()
+    assert f"anchors of {tuple(anchors)} strides" in (workdir / "data.html").read_text()
     done = command(f"--workdir={workdir}", "--mode=inspect", "--config.seed=3")
     assert done.code == 2 and "config.seed" in done.stderr
