@@ -12,13 +12,14 @@ every field there is, each with what it means and may be; other configs change s
 from ml_collections import ConfigDict
 
 from jaxdet.data.augment import AUGMENTATIONS, check_each_once
+from jaxdet.evaluation.metrics import BEST_BY, METRICS, check_metrics
 from jaxdet.models import BACKBONES, DETECTORS
 from jaxdet.ops import fusion
 from jaxdet.ops.box_coder import BOX_CODERS
 from jaxdet.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from jaxdet.ops.matching import MATCHERS
 from jaxdet.runs.fields import Field, Fields, to_config
-from jaxdet.training.optimizer import OPTIMIZERS
+from jaxdet.training.optimizer import OPTIMIZERS, parse_multipliers
 
 INT32 = 2**31 - 1
 
@@ -117,7 +118,8 @@ def get_fields(size: str = "256") -> Fields:
             "retinanet", "the detector", choices=DETECTORS, before="retinanet"
         ),
         "model.init_from": Field(
-            "", "weights of torchvision or timm: .safetensors, .npz or .pth"
+            "", "weights of torchvision or timm (.safetensors, .npz or .pth), or of a run: "
+            "WORKDIR, WORKDIR@best or WORKDIR@STEP"
         ),
         # None: planned from the training boxes, and kept in the run's config.json.
         "model.levels": Field(
@@ -171,10 +173,16 @@ def get_fields(size: str = "256") -> Fields:
             False, "computed again for the gradient: less memory, more time", **free
         ),
         #
-        "loss.matching": Field("atss", "of anchors to boxes", choices=MATCHERS),
+        "loss.matching": Field(
+            "atss", "of retinanet's anchors to boxes; for fcos see center_radius", choices=MATCHERS
+        ),
         "loss.foreground_iou": Field(0.5, 'of "iou"', least=0, most=1),
         "loss.background_iou": Field(0.4, 'of "iou"', least=0, most=1),
         "loss.atss_candidates": Field(9, 'of "atss": locations per level', above=0, most=1000),
+        "loss.center_radius": Field(
+            1.5, "of fcos: strides from a box's middle in which locations answer for it",
+            above=0, before=1.5,
+        ),
         "loss.class_loss": Field(
             "focal", '"varifocal": a score learns how well the box fits, too', choices=CLASS_LOSSES
         ),
@@ -183,20 +191,30 @@ def get_fields(size: str = "256") -> Fields:
         "loss.box": Field("giou", "loss of the boxes", choices=BOX_LOSSES),
         "loss.box_weight": Field(2.0, "of the box loss", least=0),
         "loss.box_coder": Field(
-            "deltas", "what the box head says of a box", choices=BOX_CODERS, before="deltas"
+            "deltas", "what retinanet's box head says of a box; fcos has distances",
+            choices=BOX_CODERS, before="deltas",
         ),
         "loss.image_weight": Field(1.0, "of the image head's cross-entropy", least=0),
         #
         "train.batch_size": Field(batch_size, "over all devices", above=0, most=65_536),
+        "train.accumulate": Field(
+            1, "parts of a batch that are worked on one by one: less memory, the same gradient "
+            "(but BatchNorm sees a part)", above=0, most=65_536, before=1,
+        ),
         "train.steps": Field(steps, "of `batch_size` images", above=0, most=INT32, changes="grows"),
         "train.optimizer": Field("adamw", "the optimiser", choices=OPTIMIZERS),
         "train.learning_rate": Field(2e-4, "the highest", above=0),
         "train.backbone_lr_multiplier": Field(
             1.0, "of the learning rate, for the backbone", least=0
         ),
+        "train.lr_multipliers": Field(
+            (), "PATTERN=FACTOR of the learning rate for parameters whose names have the pattern "
+            "in them, such as ('backbone/stem=0.1','final/bias=2')",
+            kind=tuple[str, ...], check=parse_multipliers, before=(),
+        ),
         "train.momentum": Field(0.9, "of sgd", least=0, most=1),
         "train.weight_decay": Field(
-            0.05, "decoupled for adamw, added to the gradient for sgd", least=0
+            0.05, "of kernels; for sgd added to the gradient, else decoupled", least=0
         ),
         "train.warmup_steps": Field(500, "in which the learning rate rises", least=0, most=INT32),
         "train.clip_norm": Field(5.0, "of the gradient", above=0),
@@ -236,6 +254,14 @@ def get_fields(size: str = "256") -> Fields:
         #
         "evaluation.ground_truth": Field(
             "wbf@0.4", 'or "raw", or another of ops.fusion', check=fusion.parse, **free
+        ),
+        "evaluation.metrics": Field(
+            tuple(METRICS), "computed in each evaluation; average_precision always",
+            kind=tuple[str, ...], choices=METRICS, check=check_metrics, **free,
+        ),
+        "evaluation.best_by": Field(
+            BEST_BY, "the metric of which the highest value makes a checkpoint the best",
+            before="mAP@0.4", **free,
         ),
         "evaluation.more_iou_thresholds": Field(
             (0.5, 0.75), "besides 0.4", least=0, most=1, **free

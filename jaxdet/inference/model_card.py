@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from jaxdet import InputError
 from jaxdet.data.augment import AUGMENTATIONS
 from jaxdet.data.splits import describe_eval_split
-from jaxdet.doors import fields_of
+from jaxdet.doors import fields_of, takes
 from jaxdet.inference.detector import Loaded
+from jaxdet.models import DETECTORS
 from jaxdet.runs.workdir import Run
 
 LOW = 0.1  # AP below which a class is named among the limits
@@ -31,6 +32,7 @@ def model_card(
         InputError: if `evaluation.json` is not what this version writes.
     """
     config = loaded.detector.config
+    began_from = run.began_from or config.model.init_from
     scores = _read_scores(folder / "evaluation.json")
     backbone, train, size = config.model.backbone, config.train, config.data.image_size
     number = sum(x.size for x in jax.tree.leaves(loaded.weights["params"]))
@@ -59,9 +61,8 @@ def model_card(
         "Steps": f"{loaded.step} of {train.steps}, of {train.batch_size} images",
         "Optimiser": f"{train.optimizer}, learning rate {train.learning_rate:g}, weight decay "
         f"{train.weight_decay:g}, seed {config.seed}",
-        "Started from": config.model.init_from or "random numbers",
-        "Losses": f"{config.loss.class_loss} and {config.loss.box}, boxes matched by "
-        f"{config.loss.matching}",
+        "Started from": began_from or "random numbers",
+        "Losses": f"{config.loss.class_loss} and {config.loss.box}{_matching(config)}",
         "Augmentation": _augmentation(config) or "none",
     }
     return "\n".join(
@@ -82,11 +83,18 @@ def model_card(
             "## Licence",
             "",
             "jaxdet is Apache-2.0. The weights were learned from the dataset above"
-            + (f" and from {config.model.init_from}" if config.model.init_from else "")
+            + (f" and from {began_from}" if began_from else "")
             + ": whoever passes them on has to see what its terms allow.",
             "",
         ]
     )
+
+
+def _matching(config) -> str:
+    """How boxes are matched, where that is for the config to say."""
+    if not takes(DETECTORS[config.model.name], "matcher"):
+        return ""
+    return f", boxes matched by {config.loss.matching}"
 
 
 def _read_scores(path: Path) -> dict | None:

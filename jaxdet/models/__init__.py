@@ -11,7 +11,9 @@ Its arguments are fields of `config.model`, by name, and what `create` has made 
 What it wants to know of the training boxes beforehand is filled in where the config has None:
 `planned` names those fields, with values that do until then, and `plan(model, boxes, labels,
 image_size)` gives them. Where places of its output answer for boxes, `priors()` and
-`match(targets)` tell which, and `reach(boxes)` how well they could: `inspect` shows it.
+`match(targets)` tell which, and `reach(boxes)` how well they could: `inspect` shows it. `names` has
+what files of others call the arrays of its heads, and may be empty; `frozen_epsilon` is that of
+frozen BatchNorm in such files.
 
 A backbone is a module with `out_channels`, the channels of C2 to C5, that makes those four of
 images: `backbone(images, train) -> [C2, C3, C4, C5]`, C at level l 1/2**l of the image, rounded up.
@@ -31,13 +33,14 @@ from flax import nnx
 
 from jaxdet.doors import choose, fields_of
 from jaxdet.models.convnext import ConvNeXt
+from jaxdet.models.fcos import FCOS
 from jaxdet.models.resnet import ResNet
 from jaxdet.models.retinanet import RetinaNet
 from jaxdet.ops.box_coder import BOX_CODERS
 from jaxdet.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from jaxdet.ops.matching import MATCHERS
 
-DETECTORS = {"retinanet": RetinaNet}
+DETECTORS = {"retinanet": RetinaNet, "fcos": FCOS}
 BACKBONES = {"resnet": ResNet, "convnext": ConvNeXt}
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -208,43 +209,57 @@ def find_step(manager: ocp.CheckpointManager, which: str, scores: dict[int, floa
 def restore(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> dict[str, Any]:
     """The named pytrees of a checkpoint, in the shapes and shardings of the abstract ones.
 
+    It is read in the structure that it was saved in; see `_names` for which array is which.
+
     Raises:
         InputError: if the checkpoint is of another model, or cannot be read.
     """
     where = f"checkpoint {step} in {manager.directory}"
-    args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
-    args["checksums"] = ocp.args.JsonRestore()
     if damage := _check_files(Path(manager.directory) / str(step)):
         raise Unreadable(f"{where} cannot be read: {damage}")
+    there, wanted = shapes(manager, step, *abstract), {}
+    for item, tree in abstract.items():
+        mine, theirs = _by_name(tree), _by_name(there[item])
+        for name in sorted(mine.keys() | theirs.keys()):
+            saved, ours = (_kind(arrays.get(name)) for arrays in (theirs, mine))
+            if saved != ours:
+                raise InputError(
+                    f"{where} does not fit config.model and config.train: {name} is {saved} there "
+                    f"and {ours} here{_of_64_bits()}"
+                )
+        wanted[item] = _with_arrays(there[item], mine)
+    args = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+    args["checksums"] = ocp.args.JsonRestore()
     try:
-        saved = dict(manager.item_metadata(step).items())
-        absent = [name for name in abstract if getattr(saved.get(name), "tree", None) is None]
-        theirs = {} if absent else {name: _leaves(saved[name].tree) for name in abstract}
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+        expected = {item: restored["checksums"][item] for item in abstract}
     except Exception as error:  # whatever Orbax or the file system runs into
         raise Unreadable(f"{where} cannot be read: {_first_line(error)}") from error
-    if absent:
+    for item in abstract:
+        found = _checksums(restored[item])
+        for path in found:
+            if found[path] != expected[item].get(path):
+                raise Unreadable(f"{where} is damaged: {path} is not as it was saved")
+    return {item: _with_arrays(abstract[item], _by_name(restored[item])) for item in abstract}
+
+
+def shapes(manager: ocp.CheckpointManager, step: int, *items: str) -> dict[str, Any]:
+    """The items of a checkpoint as they were saved, with shapes and types in place of arrays.
+
+    Raises:
+        InputError: if they cannot be read.
+    """
+    where = f"checkpoint {step} in {manager.directory}"
+    try:
+        saved = dict(manager.item_metadata(step).items())
+        trees = {item: getattr(saved.get(item), "tree", None) for item in items}
+    except Exception as error:  # whatever Orbax or the file system runs into
+        raise Unreadable(f"{where} cannot be read: {_first_line(error)}") from error
+    if absent := [item for item, tree in trees.items() if tree is None]:
         raise Unreadable(
             f"{where} cannot be read: its folder {absent[0]} is gone, or has no _METADATA"
         )
-    for name, tree in abstract.items():
-        mine = _leaves(tree)
-        for path in sorted(mine.keys() | theirs[name].keys()):
-            if mine.get(path) != theirs[name].get(path):
-                raise InputError(
-                    f"{where} does not fit config.model and config.train: {path} is "
-                    f"{theirs[name].get(path)} there and {mine.get(path)} here{_of_64_bits()}"
-                )
-    try:
-        restored = manager.restore(step, args=ocp.args.Composite(**args))
-        expected = {name: restored["checksums"][name] for name in abstract}
-    except Exception as error:
-        raise Unreadable(f"{where} cannot be read: {_first_line(error)}") from error
-    for name in abstract:
-        found = _checksums(restored[name])
-        for path in found:
-            if found[path] != expected[name].get(path):
-                raise Unreadable(f"{where} is damaged: {path} is not as it was saved")
-    return {name: restored[name] for name in abstract}
+    return trees
 
 
 class Unreadable(InputError):
@@ -282,13 +297,39 @@ def _first_line(error: Exception) -> str:
     return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "..."
 
 
-def _leaves(tree: Any) -> dict[str, str]:
-    """Of each array, by its path: type and shape."""
+def _paths(tree: Any) -> list[str]:
+    """Of each array, such as "opt_state.0.mu.backbone.stem.conv.kernel.value"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype} {tuple(leaf.shape)}"
-        for path, leaf in leaves
-    }
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+
+
+def _names(tree: Any) -> list[str]:
+    """Of each array, a name that does not depend on how an optimiser's parts are put together.
+
+    It is the path without the positions in chains and the wrappers that an optimiser's state begins
+    with. Equal names, such as "opt_state.count" of Adam and of its schedule, are numbered in their
+    order.
+    """
+    names, seen = [], Counter()
+    for path in _paths(tree):
+        name = re.sub(r"^opt_state\.((\d+|inner_states?)\.)*", "opt_state.", path)
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return names
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return dict(zip(_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _with_arrays(tree: Any, arrays: dict[str, Any]) -> Any:
+    """A tree with the arrays of those names in place of its own."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [arrays[name] for name in _names(tree)])
+
+
+def _kind(array: Any) -> str | None:
+    """Type and shape."""
+    return None if array is None else f"{array.dtype} {tuple(array.shape)}"
 
 
 def _of_64_bits() -> str:
@@ -297,12 +338,9 @@ def _of_64_bits() -> str:
 
 def _checksums(tree: Any) -> dict[str, int]:
     """Of each array, by its path: CRC-32 of its bytes."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): zlib.crc32(
-            np.ascontiguousarray(leaf)
-        )
-        for path, leaf in leaves
+        path: zlib.crc32(np.ascontiguousarray(array))
+        for path, array in zip(_paths(tree), jax.tree.leaves(tree), strict=True)
     }
 
 

@@ -217,11 +217,13 @@ def sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch_size(field: str, batch_size: int) -> None:
-    """Raise InputError, naming the config's field, if the devices cannot share a batch evenly."""
-    if batch_size % jax.device_count():
+def check_batch_size(field: str, batch_size: int, parts: int = 1) -> None:
+    """Raise InputError, naming the config's field, if the devices cannot share a batch evenly, or
+    each of the parts that it is worked on in."""
+    if batch_size % (parts * jax.device_count()):
+        times = f" in {parts} parts (config.train.accumulate)" if parts > 1 else ""
         raise InputError(
-            f"config.{field}: {batch_size} does not divide over {jax.device_count()} devices"
+            f"config.{field}: {batch_size} does not divide over {jax.device_count()} devices{times}"
         )
 
 

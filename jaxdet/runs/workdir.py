@@ -17,8 +17,6 @@ from ml_collections import ConfigDict
 
 from jaxdet import InputError
 
-METRIC = "mAP@0.4"  # what the best checkpoint is best in
-
 
 class Run(NamedTuple):
     """What `config.json` says beyond the config: what the run is of."""
@@ -29,6 +27,7 @@ class Run(NamedTuple):
     training_images: str  # fingerprint of the ids that are trained on
     planned: list[str]  # the config's fields that were planned from the training boxes
     grey_levels: list[list[float]]  # of the training images, see `inversion.looks_inverted`
+    began_from: str = ""  # where it was another run: its workdir and step
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -96,6 +95,7 @@ def _check_run(run: Run) -> None:
         "planned": are(run.planned, str),
         "grey_levels": are(run.grey_levels, list)
         and all(are(levels, int | float) for levels in run.grey_levels),
+        "began_from": isinstance(run.began_from, str),
     }
     for name, fit in fits.items():
         if not fit:
@@ -122,11 +122,10 @@ def _parse_metrics(line: str, where: str) -> dict[str, Any]:
     return values
 
 
-def read_scores(workdir: Path) -> dict[int, float]:
-    """The score of each step that was evaluated while training."""
-    return {
-        line["step"]: line[METRIC] for line in read_metrics(workdir) if line.get(METRIC) is not None
-    }
+def read_scores(workdir: Path, best_by: str) -> dict[int, float]:
+    """The metric `best_by` of each step that was evaluated while training and has it."""
+    lines = read_metrics(workdir)
+    return {line["step"]: line[best_by] for line in lines if line.get(best_by) is not None}
 
 
 def open_log(workdir: Path, step: int) -> Callable[[int, dict[str, Any]], None]:

@@ -1,13 +1,12 @@
 """Training: one loop that reads from top to bottom."""
 
-import os
+import math
 import shutil
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -15,15 +14,16 @@ from jaxdet import InputError
 from jaxdet.data.batches import make_targets, read_ahead, training_batches
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation.evaluate import Evaluator
+from jaxdet.evaluation.metrics import check_best_by
 from jaxdet.inference.detector import Detector, Loaded
 from jaxdet.models import BACKBONES
-from jaxdet.models.weights.init_from import init_from
 from jaxdet.runs import checkpoint, parallel, signals, workdir
 from jaxdet.runs.fields import Fields
 from jaxdet.runs.identity import check_run, new_run
 from jaxdet.runs.timers import stage
 from jaxdet.training import replay
 from jaxdet.training.plan import plan_detector
+from jaxdet.training.start import Start, open_start
 from jaxdet.training.train_step import TrainState, compile_training
 
 
@@ -53,8 +53,9 @@ def train(
     """
     # Data.
     batch_size = config.train.batch_size
-    parallel.check_batch_size("train.batch_size", batch_size)
+    parallel.check_batch_size("train.batch_size", batch_size, config.train.accumulate)
     parallel.check_batch_size("evaluation.batch_size", config.evaluation.batch_size)
+    check_best_by(config.evaluation.to_dict(), dataset.class_names)
     targets = make_targets(train_set, config.data.fusion, config.data.image_size)
     print(
         f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on; "
@@ -73,21 +74,23 @@ def train(
     init, step_fn = compile_training(config, dataset.num_classes, mesh)
     detector = Detector(config, dataset.num_classes, mesh)
     abstract = jax.eval_shape(init)
-    weights = Path(os.path.expanduser(config.model.init_from))
-    backbone = BACKBONES[config.model.backbone.name]
+    start, backbone = None, BACKBONES[config.model.backbone.name]
     if config.model.init_from and not checkpoint.exists(folder):
+        start = open_start(config.model.init_from, dataset.class_names, backbone, mesh)
         # Only to see that it fits, before anything is written.
-        init_from(weights, abstract.params, abstract.batch_stats, backbone)
+        start.fill(*jax.tree.map(jnp.zeros_like, (abstract.params, abstract.batch_stats)))
+        run = run._replace(began_from=start.began_from)
     check_room(folder, abstract)
 
-    scores_by_step = workdir.read_scores(folder) if checkpoint.exists(folder) else {}
+    best_by = config.evaluation.best_by
+    scores_by_step = workdir.read_scores(folder, best_by) if checkpoint.exists(folder) else {}
     with checkpoint.open_manager(folder, scores_by_step) as manager:
         # Where to begin.
         if manager.latest_step() is None:
             with stage("compiling"):
                 state = jax.block_until_ready(init())
-            if config.model.init_from:
-                state = with_pretrained_weights(state, weights, backbone, mesh)
+            if start:
+                state = with_weights_of(start, state, mesh)
         else:
             abstract = checkpoint.abstract_of(abstract, parallel.replicated(mesh))
             items, newest = checkpoint.restore_newest(manager, **abstract.to_items())
@@ -109,9 +112,10 @@ def train(
         def evaluate(step):
             with stage("evaluating"):
                 scores = evaluator.score(state.weights(), between=stop_if_asked)
-            scores_by_step[step] = scores[workdir.METRIC]
-            log(step, {k: v for k, v in scores.items() if k == "AP" or isinstance(v, float)})
-            progress.write(f"step {step}: {workdir.METRIC} {scores[workdir.METRIC]:.3f}")
+            log(step, {name: scores[name] for name in scores["metrics"]})
+            if scores[best_by] is not None:
+                scores_by_step[step] = scores[best_by]
+            progress.write(f"step {step}: {best_by} {scores_by_step.get(step, math.nan):.3f}")
 
         # The loop. In it a signal waits for the end of a step, and for its checkpoint.
         agree, watchdog = parallel.make_agree(mesh), parallel.Watchdog()
@@ -194,13 +198,11 @@ def check_room(folder: Path, state: TrainState) -> None:
         )
 
 
-def with_pretrained_weights(
-    state: TrainState, file: Path, backbone: type[nnx.Module], mesh: jax.sharding.Mesh
-) -> TrainState:
-    """The first state with the weights of a file, see `init_from`."""
-    params, batch_stats, report = init_from(file, state.params, state.batch_stats, backbone)
+def with_weights_of(start: Start, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """The first state with other weights, where they fit."""
+    params, batch_stats, report = start.fill(*jax.device_get((state.params, state.batch_stats)))
     print(report)
     params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))
     # Copied, as a donated state must not hold one array twice.
-    ema_params: nnx.State = jax.tree.map(jnp.copy, params)
-    return state._replace(params=params, ema_params=ema_params, batch_stats=batch_stats)
+    ema_weights = jax.tree.map(jnp.copy, params)
+    return state._replace(params=params, ema_weights=ema_weights, batch_stats=batch_stats)

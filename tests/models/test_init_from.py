@@ -7,7 +7,9 @@ import pytest
 from configs import retina
 from jaxdet import InputError, models
 from jaxdet.inference.detector import load_detector
+from jaxdet.inference.model_card import model_card
 from jaxdet.models.resnet import ResNet
+from jaxdet.runs import workdir
 from jaxdet.training import loop
 
 
@@ -45,6 +47,17 @@ def test_a_run_starts_from_the_file_and_goes_on_from_its_checkpoint(
     config.train.steps = 2
     loaded, _ = loop.train(config, retina.get_fields(), dataset, *sets, tmp_path / "run")
     assert loaded.step == 2
+
+    # And another from this one.
+    config.model.init_from, config.train.steps = f"{tmp_path}/run@2", 1
+    second, _ = loop.train(config, retina.get_fields(), dataset, *sets, tmp_path / "second")
+    assert f"{tmp_path}/run at step 2: took " in capsys.readouterr().out
+    run = workdir.read_config(tmp_path / "second")[1]
+    assert run.began_from == f"{tmp_path}/run at step 2"
+    card = model_card(second, run, tmp_path / "second", None, 9)
+    assert f"Started from: {tmp_path}/run at step 2" in card
+    ours, theirs = (jax.device_get(x.weights["params"]) for x in (second, loaded))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, theirs)
 
 
 def test_a_run_from_a_file_that_does_not_fit_leaves_nothing(

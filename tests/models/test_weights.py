@@ -240,6 +240,41 @@ def test_variances_count_the_same_in_either_normalisation(counted, norm, load):
     assert ("to the variances" in report) == (counted != (norm == "batch"))
 
 
+def fcos(**fields):
+    """For torchvision's file of FCOS, as its COCO weights are."""
+    backbone = {"depth": 50, "norm": "frozen_batch"}
+    return detector(backbone=backbone, **{**COCO, "name": "fcos", "head_norm": "group", **fields})
+
+
+def test_a_file_of_fcos_gives_all_but_the_class_layer(load):
+    """Its variances have no epsilon yet, which frozen BatchNorm has in torchvision's FCOS."""
+    state = file_of("torchvision/fcos")
+    params, statistics = fcos()
+    new, new_statistics, report = load(state, params, statistics)
+    assert "class_head/final/kernel (6 outputs there, 14 here)" in report
+    assert "+1e-05 to the variances" in report and "of no use" not in report
+    before = networks.names(params) | networks.names(statistics)
+    after = networks.names(new) | networks.names(new_statistics)
+    for name, value in after.items():
+        same = np.array_equal(value, before[name])
+        assert same == (name.startswith("class_head/final")), name
+    for ours, theirs in {
+        "class_head/tower/3/kernel": "head.classification_head.conv.9.weight",
+        "box_head/norms/1/layer/scale": "head.regression_head.conv.4.weight",
+        "box_head/centerness/kernel": "head.regression_head.bbox_ctrness.weight",
+    }.items():
+        value = state[theirs]
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+        np.testing.assert_array_equal(after[ours], value)
+
+
+def test_a_file_of_the_other_detector_is_named(load):
+    with pytest.raises(InputError, match=r"has no head\S*conv.1.0.bias or \S*, which box_head"):
+        load(file_of("torchvision/fcos"), *fcos(name="retinanet", head_norm="none"))
+    with pytest.raises(InputError, match=r"has no \S*.bbox_ctrness.bias, which box_head"):
+        load(file_of("torchvision/v1"), *fcos())
+
+
 def test_a_backbone_has_an_epsilon_of_its_own(load):
     """A frozen one has it in its variances."""
 

@@ -4,6 +4,7 @@ import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from jaxdet import InputError
@@ -203,6 +204,36 @@ def test_one_of_another_model_is_refused_with_the_first_difference(folder):
             InputError, match=r"does not fit .*: x is int64 \(3,\) there and int64 \(5,\) here"
         ):
             checkpoint.restore_newest(manager, **other)
+
+
+def test_how_an_optimizer_is_chained_does_not_matter(tmp_path):
+    """One part more before Adam, one less, a wrapper around it: the same arrays, to the same place;
+    the two counts, which have the same name, in their order."""
+    params = {"kernel": np.zeros(3, np.float32)}
+    adam = optax.adam(optax.constant_schedule(0.1))
+    saved = adam.init(params)
+    moments, scale = saved[0], saved[1]
+    saved = (
+        moments._replace(count=np.int32(7), mu={"kernel": np.full(3, 1.0, np.float32)},
+                         nu={"kernel": np.full(3, 2.0, np.float32)}),
+        scale._replace(count=np.int32(5)),
+    )  # fmt: skip
+    with checkpoint.open_manager(tmp_path, {}) as manager:
+        checkpoint.save(manager, 1, training={"opt_state": (optax.EmptyState(), saved)})
+    with checkpoint.open_manager(tmp_path) as manager:
+        for optimizer in (
+            adam,
+            optax.chain(optax.identity(), optax.identity(), adam),
+            optax.chain(optax.masked(adam, {"kernel": True}), optax.identity()),
+        ):
+            abstract = {"opt_state": optimizer.init(params)}
+            found = checkpoint.restore(manager, 1, training=abstract)["training"]
+            assert jax.tree.structure(found) == jax.tree.structure(abstract)
+            leaves = jax.tree.leaves(found)
+            assert [np.unique(x).tolist() for x in leaves] == [[7], [1.0], [2.0], [5]]
+        other = {"opt_state": optax.sgd(0.1, momentum=0.9).init(params)}
+        with pytest.raises(InputError, match=r"does not fit .*: opt_state\.count is \(\) there"):
+            checkpoint.restore(manager, 1, training=other)
 
 
 def test_no_checkpoint_is_named(tmp_path):

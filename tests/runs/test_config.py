@@ -141,6 +141,48 @@ def test_a_run_from_before_a_field_of_inference_has_its_default(folder):
         configs.of_run(folder, retina.get_fields())
 
 
+def test_a_run_from_before_a_field_has_what_was_done_then(folder):
+    """Not the default, which is what is done today."""
+    fields = {**retina.get_fields(), "loss.toy": Field(2.0, "of a loss", before=1.0)}
+    assert configs.of_run(folder, fields).loss.toy == 1.0
+    mine = ours()
+    with mine.unlocked():
+        mine.loss.toy = 1.0
+        assert configs.as_run(mine, fields, folder).loss.toy == 1.0
+        mine.loss.toy = 2.0
+    with pytest.raises(InputError, match=r"config\.loss\.toy: 2\.0, but the run .* has 1\.0"):
+        configs.as_run(mine, fields, folder)
+    configs.check(configs.of_run(folder, fields), fields)
+
+
+def test_a_saved_field_that_nobody_knows_any_more_is_one_line_that_names_it(folder):
+    fields = retina.get_fields()
+    del fields["train.clip_norm"]
+    with pytest.raises(InputError) as caught:
+        configs.of_run(folder, fields)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{folder}/config.json: has train.clip_norm, which no field is called"
+    )
+    assert "\n" not in message
+
+
+def test_all_fields_that_have_come_since_can_be_left_out(folder):
+    """Of a run's config.json, together."""
+    record = json.loads((folder / "config.json").read_text())
+    younger = {n: f.before for n, f in retina.get_fields().items() if f.before is not ...}
+    assert younger
+    for name in younger:
+        *sections, last = name.split(".")
+        section = record
+        for part in sections:
+            section = section[part]
+        del section[last]
+    (folder / "config.json").write_text(json.dumps(record))
+    found = dict(configs.flatten(configs.of_run(folder, retina.get_fields())))
+    assert {name: found[name] for name in younger} == younger
+
+
 @pytest.mark.parametrize(
     "field,value,named",
     [

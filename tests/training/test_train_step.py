@@ -4,9 +4,11 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import Mesh
 
 from configs import retina
+from jaxdet import models
 from jaxdet.data.batches import Targets, decode_all, make_targets, training_batches
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.inference.detector import Detector
@@ -24,6 +26,36 @@ def setup(config, num_devices):
     mesh = Mesh(np.array(jax.devices()[:num_devices]), **AXES)
     init, step = train_step.compile_training(config, 14, mesh)
     return step, init(), mesh
+
+
+class FourLayers(nnx.Module):
+    """A backbone that compiles fast: C2 to C5 are four convolutions, with GroupNorm."""
+
+    def __init__(self, *, dtype, rngs: nnx.Rngs):
+        del dtype
+        self.out_channels = (4, 4, 4, 4)
+        sizes = [(1, 4), (4, 2), (4, 2), (4, 2)]  # channels in, stride
+        self.stages = nnx.List(
+            [nnx.Conv(c, 4, (3, 3), strides=stride, rngs=rngs) for c, stride in sizes]
+        )
+        self.norms = nnx.List([nnx.GroupNorm(4, num_groups=2, rngs=rngs) for _ in sizes])
+
+    def __call__(self, x, train):
+        features = []
+        for layer, norm in zip(self.stages, self.norms, strict=True):
+            x = jax.nn.relu(norm(layer(x)))
+            features.append(x)
+        return features
+
+
+@pytest.fixture
+def small(config, monkeypatch):
+    """A config with that backbone, and SGD."""
+    monkeypatch.setitem(models.BACKBONES, "four layers", FourLayers)
+    config.model.backbone.name = "four layers"
+    config.model.update({"levels": (4, 5), "fpn_channels": 8, "head_channels": 8})
+    config.train.update({"optimizer": "sgd", "learning_rate": 0.02, "warmup_steps": 0})
+    return config
 
 
 def test_four_devices_give_the_loss_and_the_parameters_of_one(config, batches, tmp_path):
@@ -103,7 +135,7 @@ def test_shipped_configs_fit_together(name):
     rows, side, boxes = config.train.batch_size, config.data.image_size, 30
     shapes = {
         "images": ((rows, side, side), "uint8"), "boxes": ((rows, boxes, 4), "float32"),
-        "labels": ((rows, boxes), "int32"), "scores": ((rows, boxes), "float32"),
+        "labels": ((rows, boxes), "int32"), "soft_targets": ((rows, boxes), "float32"),
         "mask": ((rows, boxes), "bool"),
     }  # fmt: skip
     batch = {key: jax.ShapeDtypeStruct(*value) for key, value in shapes.items()}
@@ -137,7 +169,7 @@ def test_overfitting_one_batch_reaches_map_1(config, sets, batches):
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(config, batches):
     """A target, or a gradient that overflows, spoils no parameter, statistic or moment."""
     step, state, mesh = setup(config, 1)
-    bad = {**batches[0], "scores": np.full_like(batches[0]["scores"], np.nan)}
+    bad = {**batches[0], "soft_targets": np.full_like(batches[0]["soft_targets"], np.nan)}
     state, metrics = step(state, parallel.shard_batch(batches[0], mesh))
     assert metrics["skipped_steps"] == metrics["skipped_in_a_row"] == 0
     before = jax.device_get(state)
@@ -157,33 +189,33 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(config, batche
     )
 
 
-def test_gradients_are_clipped_by_the_norm_of_all(config, batches):
+def test_gradients_are_clipped_by_the_norm_of_all(small, batches):
     """SGD's update shrinks by as much as the norm is above the limit, and else stays."""
-    config.train.update({"optimizer": "sgd", "warmup_steps": 0, "weight_decay": 0.0})
+    small.train.weight_decay = 0.0
     updates = {}
-    for limit in (1e9, 0.5):
-        config.train.clip_norm = limit
-        step, state, mesh = setup(config, 1)
+    for limit in (1e9, 0.05):
+        small.train.clip_norm = limit
+        step, state, mesh = setup(small, 1)
         before = jax.device_get(state.params)
         after, metrics = step(state, parallel.shard_batch(batches[0], mesh))
         change = jax.tree.map(lambda a, b: np.ravel(a - b), jax.device_get(after.params), before)
         updates[limit] = np.concatenate(jax.tree.leaves(change)).astype(np.float64)
     norm = metrics["gradient_norm"]
-    assert norm > 0.6  # of the gradient as it was
+    assert norm > 0.1  # of the gradient as it was
     rate = metrics["learning_rate"]
     np.testing.assert_allclose(np.linalg.norm(updates[1e9]), rate * norm, rtol=1e-3)
-    np.testing.assert_allclose(np.linalg.norm(updates[0.5]), rate * 0.5, rtol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(updates[0.05]), rate * 0.05, rtol=1e-3)
 
 
-def test_the_backbone_learns_at_its_rate_and_frozen_stages_not_at_all(config, batches):
+def test_the_backbone_learns_at_its_rate_and_frozen_stages_not_at_all(small, batches):
     """SGD's update is proportional to the rate; decay alone would move what is frozen."""
     batch = batches[0]
-    config.train.update({"optimizer": "sgd", "weight_decay": 0.1, "clip_norm": 1e9})
+    small.train.update({"weight_decay": 0.1, "clip_norm": 1e9})
     changes = {}
     for rate, frozen in ((1.0, 0), (0.1, 0), (1.0, 2)):
-        config.train.backbone_lr_multiplier = rate
-        config.model.backbone.frozen_stages = frozen
-        step, state, mesh = setup(config, 1)
+        small.train.backbone_lr_multiplier = rate
+        small.model.backbone.frozen_stages = frozen
+        step, state, mesh = setup(small, 1)
         before = jax.device_get(state.params)
         after, _ = step(state, parallel.shard_batch(batch, mesh))
         difference = jax.tree.map(lambda a, b: a - b, jax.device_get(after.params), before)
@@ -197,6 +229,22 @@ def test_the_backbone_learns_at_its_rate_and_frozen_stages_not_at_all(config, ba
         np.testing.assert_allclose(changes[0.1, 0][name], share * change, rtol=1e-3, atol=1e-6)
         frozen = changes[1.0, 2][name]
         assert not frozen.any() if name.startswith(stem) else frozen.any() or not change.any()
+
+
+def test_a_step_in_parts_is_that_of_the_whole_batch(small, batches):
+    """On four devices: the same losses, counts, gradient and parameters."""
+    small.augment.shift = 0.3  # so that there are boxes without an anchor
+    results = []
+    for parts in (1, 2):
+        small.train.accumulate = parts
+        step, state, mesh = setup(small, 4)
+        after, metrics = step(state, parallel.shard_batch(batches[0], mesh))
+        results.append((jax.device_get(after.params), jax.device_get(metrics)))
+    (whole, losses), (found, metrics) = results
+    assert losses.keys() == metrics.keys() and losses["gradient_norm"] > 0.1
+    for name, value in losses.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, whole)
 
 
 @pytest.mark.slow

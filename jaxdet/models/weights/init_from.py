@@ -12,11 +12,13 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from jaxdet import InputError
+from jaxdet.models import DETECTORS
 from jaxdet.models.weights.pth import read_pth
-from jaxdet.models.weights.torchvision import BODY, detector_names, to_grey
+from jaxdet.models.weights.torchvision import BODY, pyramid_names, to_grey
 
 # How the end of a classifier is called: of no use to a detector.
 CLASSIFIER = ("fc.", "classifier.", "head.")
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")  # of files that `read` reads
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -36,7 +38,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # each format has its own
         why = (str(error) or repr(error)).splitlines()[0]
         raise InputError(f"{where}: cannot be read ({why})") from error
-    raise InputError(f"{where}: not a .safetensors, .npz or .pth file")
+    raise InputError(f"{where}: not a .safetensors, .npz or .pth file, nor the workdir of a run")
 
 
 def read_npz(path: Path, most_bytes: int = 2**30) -> dict[str, np.ndarray]:
@@ -75,8 +77,16 @@ def names_of(tree: Any) -> dict[str, Any]:
 
 
 def is_detector(state: dict[str, np.ndarray]) -> bool:
-    """Whether a file is of a RetinaNet, not of a classifier."""
-    return any(name.startswith("head.classification_head.") for name in state)
+    """Whether a file is of a detector, not of a classifier."""
+    return any(name.startswith(BODY) for name in state)
+
+
+def detector_of(ours: list[str]) -> Any:
+    """The detector whose heads our arrays are of: of those that know all of their names, the one
+    that knows fewest others. None if there is no such one."""
+    heads = {name for name in ours if re.match(r"(?!image_)\w+_head/", name)}
+    known = [detector for detector in DETECTORS.values() if heads <= detector.names.keys()]
+    return min(known, key=lambda detector: len(detector.names), default=None)
 
 
 def names_in_file(
@@ -89,18 +99,20 @@ def names_in_file(
     num_laterals = sum(bool(re.fullmatch(r"fpn/lateral/\d/kernel", name)) for name in ours)
     num_inner = sum("inner_blocks" in k and k.endswith("weight") for k in state)
     names = {name: tuple(BODY + x for x in theirs) for name, theirs in names.items()}
-    return names | detector_names(num_laterals, num_inner)
+    detector = detector_of(ours)
+    heads = detector.names if detector else {}
+    return names | pyramid_names(num_laterals, num_inner) | heads
 
 
 def init_from(
     path: Path, params: Any, batch_stats: Any, backbone: type[nnx.Module]
 ) -> tuple[Any, Any, str]:
-    """The weights of a file in place of those of a `RetinaNet`; and what was done, in sentences.
+    """The weights of a file in place of those of a detector; and what was done, in sentences.
 
     A classifier gives the backbone. A detector gives all but what depends on the number of classes
     and anchors, where that differs, and laterals of levels that it does not have. A detector
-    without a count of batches had frozen BatchNorm without epsilon, as have torchvision's COCO
-    weights of v1.
+    without a count of batches had frozen BatchNorm, as have torchvision's COCO weights; with which
+    epsilon, our detector of the same kind knows.
 
     Args:
         path: see `read`. Names may be those of torchvision, and of timm for a classifier.
@@ -146,8 +158,10 @@ def init_from(
 
     # Variances as our normalisation takes them: only one that is frozen keeps its scale there.
     is_frozen = any(name.endswith("/scale") for name in names_of(batch_stats))
-    epsilon = backbone.epsilon
-    shift = (0.0 if of_detector and not counted else epsilon) - (0.0 if is_frozen else epsilon)
+    theirs = backbone.epsilon
+    if of_detector and not counted and (detector := detector_of(list(before))):
+        theirs = detector.frozen_epsilon
+    shift = theirs - (0.0 if is_frozen else backbone.epsilon)
     variances = [name for name in found if name.endswith("/var")]
     if shift and variances:
         found |= {name: found[name] + shift for name in variances}
