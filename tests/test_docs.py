@@ -116,5 +116,7 @@ def test_the_reference_of_the_config_is_up_to_date():
 def test_the_reference_says_what_a_field_means_and_may_be():
     page = (ROOT / "docs/config.md").read_text()
     assert all(field.meaning for field in retina.get_fields().values())
-    assert "| `augment.flip` | `0.5` | `0.0` | 0 to 1 | probability |" in page
+    assert (
+        "| `augment.flip` | `0.5` | `0.0` | 0 to 1 | of affine: probability of mirroring |" in page
+    )
     assert "| `data.num_workers`* | `4` |  | above 0 | threads that read ahead |" in page
