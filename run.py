@@ -73,49 +73,27 @@ def path(name: str, required: bool = False) -> Path | None:
 
 def score() -> None:
     """Print the scores of a file, and write a report where one is asked for."""
-    from jaxdet.evaluation import scores
-    from tfds_vinbig import coco, kaggle, submission
+    from jaxdet.evaluation import compare, scores
+    from jaxdet.report.write import write_page
+    from tfds_vinbig import results
 
-    truth_path, submission_path = path("annotations", True), path("submission", True)
-    truth = (coco if truth_path.suffix == ".json" else kaggle).read_annotations(truth_path)
-
-    def read(file):
-        if file.suffix == ".json":
-            return coco.read_detections(file, truth)
-        return submission.read(file, truth.class_ids)
-
-    ids, detections = read(submission_path)
-    truth = truth.of_splits_with(ids)
-    if not set(ids) & set(truth.ids):
-        raise InputError(f"{submission_path} and {truth_path} have no image in common")
+    annotations, submission = path("annotations", True), path("submission", True)
+    against, report = path("against"), path("report")
+    truth, ids, detections, other = results.read_scored(annotations, submission, against)
     for note in truth.notes:
         print(f"note: {note}", file=sys.stderr)
     columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
     method = FLAGS.ground_truth or "raw"
     case = scores.of_files(*columns, ids, detections, method, truth.crowds)
-    result, other = case.summarize(bootstrap_samples=FLAGS.bootstrap), None
-    case = case._replace(detections=case.judged(case.detections))
-    if against := path("against"):
-        from jaxdet.evaluation.compare import compare
-
-        other_ids, other = read(against)
-        if set(other_ids) != set(ids):
-            raise InputError(f"--against: {against} is of other images than {submission_path}")
-        other = case.judged(scores.renumber(other, other_ids, case.ids))
-        result["against"] = compare(
-            case, other, str(against), bootstrap_samples=FLAGS.bootstrap or 1000
-        )
+    result = case.summarize(bootstrap_samples=FLAGS.bootstrap)
+    if other:
+        other = scores.renumber(other.table, other.ids, case.ids)
+        samples = FLAGS.bootstrap or 1000
+        result["against"] = compare.compare(case, other, str(against), bootstrap_samples=samples)
     print(json.dumps(result, indent=2))
-    if report := path("report"):
-        from jaxdet.report.evaluation import evaluation_page
-        from jaxdet.runs.workdir import write_atomically
-
-        about = {"submission": submission_path.absolute(), "annotations": truth_path.absolute()}
-        page = evaluation_page(
-            case, result, title=submission_path.name, other=other, about=about,
-            bootstrap_samples=FLAGS.bootstrap,
-        )  # fmt: skip
-        write_atomically(report, page)
+    if report:
+        about = {"submission": submission.absolute(), "annotations": annotations.absolute()}
+        write_page(report, case, result, title=submission.name, other=other, about=about)
 
 
 def checked_config() -> ConfigDict:
@@ -330,29 +308,18 @@ def ensemble() -> None:
     """Write one submission made of several."""
     from jaxdet.inference import ensemble
     from jaxdet.runs.workdir import write_atomically
-    from tfds_vinbig import coco, results, submission
-    from tfds_vinbig.tables import parse_number
+    from tfds_vinbig import results
 
-    output, words = path("output", True), FLAGS.weights or [1] * len(FLAGS.submissions or ())
-    if output.suffix not in (".csv", ".json"):
-        raise InputError(f"--output: {output} ends neither in .csv (submission) nor .json (COCO)")
-    own = "submission.csv" if output.suffix == ".csv" else "detections.json"
+    output = path("output", True)
     named = [machine.with_home(word, "--submissions") for word in FLAGS.submissions or () if word]
-    files = [place / own if place.is_dir() else place for place in named]
-    if not files or any(file.suffix != output.suffix for file in files):
-        raise InputError(f"--submissions: needs workdirs, or {output.suffix} files as --output is")
-    weights = list(map(parse_number, map(str, words)))
-    if len(weights) != len(files) or not all(weight > 0 for weight in weights):
-        raise InputError(f"--weights: needs {len(files)} numbers above 0, one for each submission")
+    files = ensemble.find_files(named, output)
+    weights = ensemble.parse_weights(FLAGS.weights, len(files))
     # A submission beside a run is that run's, whose classes have names.
     runs, names = ensemble.runs_beside(files)
     ids, tables, class_ids, image_ids = results.read_all(files, list(names) or None)
     known = ensemble.known_labels(files, runs, names, tables, class_ids)
     table = ensemble.fuse_tables(tables, weights, f"wbf@{FLAGS.iou}", known)
-    if output.suffix == ".csv":
-        write_atomically(output, submission.to_csv(ids, table, class_ids))
-    else:
-        write_atomically(output, coco.to_json(ids, table, class_ids, image_ids))
+    write_atomically(output, results.to_text(output.suffix, ids, table, class_ids, image_ids))
     print(
         f"{len(files)} submissions fused: {len(table.image)} boxes in {len(ids)} images, {output}"
     )

@@ -35,7 +35,6 @@ from jaxdet.data import splits
 from jaxdet.data.augment import augment
 from jaxdet.data.batches import Targets, make_targets, read_ahead, training_batches
 from jaxdet.data.dataset import Dataset, open_dataset, read_split
-from jaxdet.evaluation import scores
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.inference.detector import Detector, to_table
 from jaxdet.ops.nms import Detections
@@ -73,9 +72,8 @@ def report_progress(name: str, step: int, steps: int, loss: float, start: float)
 
 def run_ours(config: ConfigDict, batches: Iterator[dict], evaluator: Evaluator) -> dict:
     """Scores of jaxdet after training on `batches`."""
-    still = copy.deepcopy(config)  # the batches come augmented: the step's own augmentation rests
-    for name in still.augment:
-        still.augment[name] = 0.0
+    still = copy.deepcopy(config)
+    still.augment.apply = ()  # the batches come augmented
     mesh = evaluator.detector.mesh
     init, step_fn = compile_training(still, evaluator.dataset.num_classes, mesh)
     state = init()
@@ -118,8 +116,7 @@ def score_torchvision(model: torch.nn.Module, evaluator: Evaluator, device: str)
             found.mask[i, :count] = True
             found.normal[i] = 1 - found.scores[i].max()
     table = to_table(found, dataset.sizes, config.data.image_size, dataset.num_classes)
-    method = config.evaluation.ground_truth
-    result = scores.summarize(table, evaluator.truth, n, dataset.class_names, method)
+    result = evaluator.case()._replace(detections=table).summarize()
     return {metric: result[metric] for metric in METRICS}
 
 

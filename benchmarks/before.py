@@ -32,7 +32,7 @@ def main():
         config.model.depth, config.model.dtype = int(network[1:]), "float32"
         config.model.anchor_scales, config.model.aspect_ratios = (1.26, 2.0, 3.56), (0.35, 1.0, 2.0)
         config.loss.update({"matching": "iou", "box": "l1", "box_weight": 1.0})
-        for name in config.augment:
+        for name in set(config.augment) - {"apply"}:
             config.augment[name] = 0.0
     config.model.levels = (2, 3, 4, 5, 6)
     arrays = np.load(sys.stdin.readline().strip())

@@ -45,7 +45,7 @@ def make_config(network: str, size: int, batch_size: int, dtype: str) -> ConfigD
         # What is planned for VinBigData at 256 pixels.
         config.model.anchor_scales, config.model.aspect_ratios = (1.26, 2.0, 3.56), (0.35, 1.0, 2.0)
         config.loss.update({"matching": "iou", "box": "l1", "box_weight": 1.0})  # as torchvision's
-        for name in config.augment:
+        for name in set(config.augment) - {"apply"}:
             config.augment[name] = 0.0
         config.model.levels = (2, 3, 4, 5, 6)
     return config

@@ -19,6 +19,9 @@ A run keeps its config. Fields with a star may differ when it is evaluated, used
 was done before there was the field.
 """
 NOTES = {
+    "augment": "What is applied to the images of a step, with their boxes. A normal film that is "
+    "given a finding (paste_findings) counts as abnormal in that step; `data.normal_share` is of "
+    "the films as they were drawn.",
     "inference.tta": "Test-time augmentation: further looks at each image.",
 }
 

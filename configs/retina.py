@@ -11,6 +11,8 @@ every field there is, each with what it means and may be; other configs change s
 
 from ml_collections import ConfigDict
 
+from jaxdet.data.augment import AUGMENTATIONS, check_each_once
+from jaxdet.evaluation.metrics import BEST_BY, METRICS, check_metrics
 from jaxdet.models import BACKBONES, DETECTORS
 from jaxdet.ops import fusion
 from jaxdet.ops.box_coder import BOX_CODERS
@@ -73,16 +75,44 @@ def get_fields(size: str = "256") -> Fields:
         ),
         "data.num_workers": Field(4, "threads that read ahead", above=0, most=256, **free),
         #
-        "augment.flip": Field(0.5, "probability", least=0, most=1),
-        "augment.scale": Field(0.15, "factor within 1 / 1.15 .. 1.15", least=0),
-        "augment.shift": Field(0.05, "share of the image", least=0),
-        "augment.rotate": Field(5.0, "degrees", least=0),
-        "augment.min_visible": Field(
-            0.3, "share of a box that must stay inside", least=0, most=1
+        "augment.apply": Field(
+            ("affine", "grey_levels"), "in this order; () for nothing",
+            kind=tuple[str, ...], choices=AUGMENTATIONS, check=check_each_once,
+            before=("affine", "grey_levels"),
         ),
-        "augment.brightness": Field(0.1, "share of the grey range", least=0),
-        "augment.contrast": Field(0.2, "factor within 1 / 1.2 .. 1.2", least=0),
-        "augment.gamma": Field(0.2, "exponent within 1 / 1.2 .. 1.2", least=0),
+        "augment.flip": Field(0.5, "of affine: probability of mirroring", least=0, most=1),
+        "augment.scale": Field(0.15, "of affine: factor within 1 / 1.15 .. 1.15", least=0),
+        "augment.shift": Field(0.05, "of affine: share of the image", least=0),
+        "augment.rotate": Field(5.0, "of affine: degrees", least=0),
+        "augment.min_visible": Field(
+            0.3, "of affine and crop_and_zoom: share of a box that must stay inside",
+            least=0, most=1,
+        ),
+        "augment.brightness": Field(0.1, "of grey_levels: share of the grey range", least=0),
+        "augment.contrast": Field(0.2, "of grey_levels: factor within 1 / 1.2 .. 1.2", least=0),
+        "augment.gamma": Field(0.2, "of grey_levels: exponent within 1 / 1.2 .. 1.2", least=0),
+        # Older runs apply none of the others: `before` is only there to be equal to the default.
+        "augment.zoom_probability": Field(
+            0.5, "of crop_and_zoom: that it happens to a film", least=0, most=1, before=0.5
+        ),
+        "augment.zoom_in": Field(
+            0.5, "of crop_and_zoom: factor up to 1.5; the rest is cut off", least=0, before=0.5
+        ),
+        "augment.zoom_out": Field(
+            0.25, "of crop_and_zoom: factor down to 1 / 1.25, on black", least=0, before=0.25
+        ),
+        "augment.paste_probability": Field(
+            0.5, "of paste_findings: that a film, normal or not, receives one of another film",
+            least=0, most=1, before=0.5,
+        ),
+        "augment.paste_shift": Field(
+            0.1, "of paste_findings: how far from its place, share of the image",
+            least=0, most=1, before=0.1,
+        ),
+        "augment.paste_overlap": Field(
+            0.1, "of paste_findings: share of another finding's box that may be pasted over",
+            least=0, most=1, before=0.1,
+        ),
         #
         "model.name": Field(
             "retinanet", "the detector", choices=DETECTORS, before="retinanet"
@@ -134,14 +164,25 @@ def get_fields(size: str = "256") -> Fields:
         "model.backbone.frozen_stages": Field(
             0, "what does not learn: 1 is the stem, 5 is all", least=0, most=5
         ),
+        "model.backbone.drop_path": Field(
+            0.0, "of convnext: stochastic depth, how often an image skips the last block, and "
+            "earlier ones less often; in the paper 0.1 for Tiny, 0.4 for Small",
+            least=0, most=1, before=0.0,
+        ),
         "model.backbone.remat": Field(
             False, "computed again for the gradient: less memory, more time", **free
         ),
         #
-        "loss.matching": Field("atss", "of anchors to boxes", choices=MATCHERS),
+        "loss.matching": Field(
+            "atss", "of retinanet's anchors to boxes; for fcos see center_radius", choices=MATCHERS
+        ),
         "loss.foreground_iou": Field(0.5, 'of "iou"', least=0, most=1),
         "loss.background_iou": Field(0.4, 'of "iou"', least=0, most=1),
         "loss.atss_candidates": Field(9, 'of "atss": locations per level', above=0, most=1000),
+        "loss.center_radius": Field(
+            1.5, "of fcos: strides from a box's middle in which locations answer for it",
+            above=0, before=1.5,
+        ),
         "loss.class_loss": Field(
             "focal", '"varifocal": a score learns how well the box fits, too', choices=CLASS_LOSSES
         ),
@@ -150,7 +191,8 @@ def get_fields(size: str = "256") -> Fields:
         "loss.box": Field("giou", "loss of the boxes", choices=BOX_LOSSES),
         "loss.box_weight": Field(2.0, "of the box loss", least=0),
         "loss.box_coder": Field(
-            "deltas", "what the box head says of a box", choices=BOX_CODERS, before="deltas"
+            "deltas", "what retinanet's box head says of a box; fcos has distances",
+            choices=BOX_CODERS, before="deltas",
         ),
         "loss.image_weight": Field(1.0, "of the image head's cross-entropy", least=0),
         #
@@ -212,6 +254,14 @@ def get_fields(size: str = "256") -> Fields:
         #
         "evaluation.ground_truth": Field(
             "wbf@0.4", 'or "raw", or another of ops.fusion', check=fusion.parse, **free
+        ),
+        "evaluation.metrics": Field(
+            tuple(METRICS), "computed in each evaluation; average_precision always",
+            kind=tuple[str, ...], choices=METRICS, check=check_metrics, **free,
+        ),
+        "evaluation.best_by": Field(
+            BEST_BY, "the metric of which the highest value makes a checkpoint the best",
+            before="mAP@0.4", **free,
         ),
         "evaluation.more_iou_thresholds": Field(
             (0.5, 0.75), "besides 0.4", least=0, most=1, **free

@@ -173,7 +173,7 @@ TINY = [
     "--config.model.levels=(4,5)", "--config.train.batch_size=4", "--config.train.steps=3",
     "--config.train.warmup_steps=1", "--config.train.evaluate_every=2",
     "--config.train.log_every=1", "--config.evaluation.batch_size=4",
-    "--config.inference.score_threshold=0.0",
+    "--config.inference.score_threshold=0.0", "--config.evaluation.best_by=AUC",
 ]  # fmt: skip
 
 

@@ -3,8 +3,8 @@
     pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31
     python -m tests.make_golden     # writes tests/golden/
 
-v1.npz and v2.npz are of RetinaNet, for tests/models/test_parity.py. names.json has the names and
-shapes of the weights of several networks, features.npz what some of them see, for
+v1.npz and v2.npz are of RetinaNet, fcos.npz is of FCOS, for tests/models/test_parity.py. names.json
+has the names and shapes of the weights of several networks, features.npz what some of them see, for
 tests/models/test_weights.py. Weights come from a generator seeded by the name of each, so that they
 need no file.
 """
@@ -13,6 +13,7 @@ import json
 import math
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -20,6 +21,11 @@ GOLDEN = Path(__file__).parent / "golden"
 NUM_CLASSES = 6
 SIZES = ((128, 128), (256, 256), (128, 192))  # (height, width) in pixels
 EVERY = 23  # anchors that are kept of the outputs
+# What torchvision calls the outputs and the losses, in the order of ours.
+OUTPUTS = {
+    "cls_logits": "class_logits", "bbox_regression": "box_offsets", "bbox_ctrness": "centerness",
+}  # fmt: skip
+LOSSES = ("classification", "bbox_regression", "bbox_ctrness")
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -61,11 +67,26 @@ def boxes(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def large_boxes(size: tuple[int, int]) -> np.ndarray:
+    """Eight boxes, up to as large as the picture, that lie in one another."""
+    rng = np.random.default_rng(size[0] + 7 * size[1])
+    x, y = np.sort(rng.uniform(0, np.array([[[size[1]]], [[size[0]]]]), (2, 8, 2)), axis=-1)
+    return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
+
+
 def head_outputs(size: tuple[int, int], num_anchors: int) -> tuple[np.ndarray, np.ndarray]:
     """Class logits and box offsets of one image, to choose detections from."""
     rng = np.random.default_rng(size[0] + 9 * size[1])
     logits = rng.normal(-3.5, 1.5, (num_anchors, NUM_CLASSES))
     return logits.astype(np.float32), rng.normal(0, 0.3, (num_anchors, 4)).astype(np.float32)
+
+
+def location_outputs(size: tuple[int, int], num_locations: int) -> tuple[np.ndarray, ...]:
+    """As `head_outputs`, of FCOS: distances of some strides, and a logit of the centre-ness."""
+    logits, offsets = head_outputs(size, num_locations)
+    rng = np.random.default_rng(size[0] + 11 * size[1])
+    centerness = rng.normal(0, 1, (num_locations, 1))
+    return logits + 2, 10 * np.abs(offsets), centerness.astype(np.float32)
 
 
 def project(name: str, gradient: np.ndarray) -> np.ndarray:
@@ -91,12 +112,12 @@ def filled(model):
 
 
 def torchvision_model(version: str):
-    """RetinaNet with ResNet-50: v1 as its COCO weights are loaded (frozen BatchNorm without
-    epsilon), or v2."""
+    """With ResNet-50: RetinaNet v1 as its COCO weights are loaded (frozen BatchNorm without
+    epsilon), or v2; or FCOS as its are (frozen BatchNorm with it)."""
     from benchmarks.torchvision_cpu import torchvision
 
     detection, ops = torchvision.models.detection, torchvision.ops
-    if version == "v1":
+    if version in ("v1", "fcos"):
         backbone = torchvision.models.resnet50(norm_layer=ops.FrozenBatchNorm2d)
         backbone = detection.backbone_utils._resnet_fpn_extractor(
             backbone,
@@ -104,9 +125,10 @@ def torchvision_model(version: str):
             returned_layers=[2, 3, 4],
             extra_blocks=ops.feature_pyramid_network.LastLevelP6P7(256, 256),
         )
-        model = detection.RetinaNet(backbone, num_classes=NUM_CLASSES)
+        kind = detection.FCOS if version == "fcos" else detection.RetinaNet
+        model = kind(backbone, num_classes=NUM_CLASSES)
         for module in model.modules():
-            if isinstance(module, ops.FrozenBatchNorm2d):
+            if version == "v1" and isinstance(module, ops.FrozenBatchNorm2d):
                 module.eps = 0.0
     else:
         model = detection.retinanet_resnet50_fpn_v2(weights_backbone=None, num_classes=NUM_CLASSES)
@@ -129,6 +151,7 @@ def torchvision_networks():
         "torchvision/retinanet_resnet18": (detection.RetinaNet(small, num_classes=91), None),
         "torchvision/v1": (torchvision_model("v1"), None),
         "torchvision/v2": (torchvision_model("v2"), None),
+        "torchvision/fcos": (torchvision_model("fcos"), None),
     }
 
 
@@ -175,15 +198,24 @@ def torchvision_side(version: str) -> dict[str, np.ndarray]:
             outputs = model.head(features)
             anchors = model.anchor_generator(image_list(x, [size] * 2), features)[0]
             result[f"{key}/anchors"] = anchors.numpy()[::EVERY]
-            result[f"{key}/class_logits"] = outputs["cls_logits"].numpy()[:, ::EVERY]
-            result[f"{key}/box_offsets"] = outputs["bbox_regression"].numpy()[:, ::EVERY]
-            iou = torchvision.ops.box_iou(found, anchors)
-            result[f"{key}/matches"] = model.proposal_matcher(iou).numpy().astype(np.int8)
-            per_level = [f.shape[2] * f.shape[3] * 9 for f in features]
-            logits, offsets = map(torch.tensor, head_outputs(size, len(anchors)))
-            given = {"cls_logits": logits[None], "bbox_regression": offsets[None]}
+            for name in outputs:
+                result[f"{key}/{OUTPUTS[name]}"] = outputs[name].numpy()[:, ::EVERY]
+            per_location = model.anchor_generator.num_anchors_per_location()[0]
+            per_level = [f.shape[2] * f.shape[3] * per_location for f in features]
+            if version == "fcos":
+                matches = fcos_matches(model, found, anchors, per_level)
+                large = torch.tensor(large_boxes(size))
+                of_large = fcos_matches(model, large, anchors, per_level)
+                result[f"{key}/matches_of_large"] = of_large.numpy().astype(np.int8)
+                given = location_outputs(size, len(anchors))
+            else:
+                matches = model.proposal_matcher(torchvision.ops.box_iou(found, anchors))
+                given = head_outputs(size, len(anchors))
+            result[f"{key}/matches"] = matches.numpy().astype(np.int8)
+            given = {k: torch.tensor(v)[None] for k, v in zip(OUTPUTS, given, strict=False)}
             for name, out in (("given", given), ("image", {k: v[:1] for k, v in outputs.items()})):
                 split = {k: list(v.split(per_level, dim=1)) for k, v in out.items()}
+                model.score_thresh = 0.05  # RetinaNet's own
                 # Fifty leave room between scores, which the two round in their own ways.
                 model.detections_per_img = 300 if name == "given" else 50
                 (chosen,) = model.postprocess_detections(
@@ -209,16 +241,36 @@ def torchvision_side(version: str) -> dict[str, np.ndarray]:
         features = list(model.backbone(x).values())
         outputs = model.head(features)
         anchors = model.anchor_generator(image_list(x, [size] * 2), features)
-        losses = model.compute_loss(targets, outputs, anchors)
-        result[f"{batch}/losses"] = np.array(
-            [losses["classification"].item(), losses["bbox_regression"].item()]
-        )
+        per_level = [f.shape[2] * f.shape[3] for f in features]
+        lengths = [per_level] if version == "fcos" else []
+        losses = model.compute_loss(targets, outputs, anchors, *lengths)
+        result[f"{batch}/losses"] = np.array([losses[k].item() for k in LOSSES if k in losses])
         sum(losses.values()).backward()
         for name, parameter in model.named_parameters():
             gradient = parameter.grad
             gradient = torch.zeros_like(parameter) if gradient is None else gradient
             result[f"{batch}/gradient/{name}"] = gradient.numpy().copy()
+        if version == "fcos":
+            given = [
+                torch.tensor(np.stack([x, x[::-1]]), dtype=torch.float64).requires_grad_()
+                for x in location_outputs(size, sum(per_level))
+            ]
+            losses = model.compute_loss(
+                targets, dict(zip(OUTPUTS, given, strict=True)), anchors, per_level
+            )
+            result[f"{batch}/given/losses"] = np.array([losses[k].item() for k in LOSSES])
+            sum(losses.values()).backward()
+            for name, value in zip(OUTPUTS.values(), given, strict=True):
+                result[f"{batch}/given/{name}"] = value.grad.numpy().astype(np.float32)
     return result
+
+
+def fcos_matches(model, found, anchors, per_level):
+    """The box of each location, which `compute_loss` hands to the head."""
+    seen = []
+    with mock.patch.object(model.head, "compute_loss", lambda *x: seen.extend(x[-1])):
+        model.compute_loss([{"boxes": found}], {}, [anchors], per_level)
+    return seen[0]
 
 
 def main():
@@ -233,7 +285,7 @@ def main():
     (GOLDEN / "names.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     np.savez_compressed(GOLDEN / "features.npz", **features)
 
-    for version in ("v1", "v2"):
+    for version in ("v1", "v2", "fcos"):
         side = {
             name: project(name.split("/")[-1], value) if "/gradient/" in name else value
             for name, value in torchvision_side(version).items()

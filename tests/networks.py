@@ -13,11 +13,19 @@ from jaxdet import models
 from jaxdet.kernels.compilation import jit
 
 SIZE, NUM_CLASSES = 64, 5
-# Backbones that go through the same tests.
+
+
+def smallest(name, **fields):
+    """A `config.model.backbone` of few and narrow blocks."""
+    depth = min(getattr(models.BACKBONES[name], "depths", (0,)))
+    return {"name": name, "depth": depth, "width": 8, **fields}
+
+
+# Backbones that go through the same tests: all there are, and ResNet in two ways.
 BACKBONES = {
-    "batch": {"name": "resnet", "depth": 10, "width": 8, "norm": "batch"},
-    "group": {"name": "resnet", "depth": 10, "width": 8, "norm": "group"},
-    "convnext": {"name": "convnext", "depth": 18, "width": 8},
+    "batch": smallest("resnet", norm="batch"),
+    "group": smallest("resnet", norm="group"),
+    **{name: smallest(name) for name in models.BACKBONES if name != "resnet"},
 }
 SMALL = {
     "levels": (3, 4, 5, 6), "anchor_scales": (2.0, 4.0), "aspect_ratios": (0.5, 1.0),

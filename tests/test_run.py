@@ -11,6 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from configs import retina
+from jaxdet import InputError
+from jaxdet.inference.detector import load_detector
+from jaxdet.runs import config as configs
 from tests.conftest import command
 
 ROOT = Path(__file__).parent.parent
@@ -24,8 +28,9 @@ def test_train_leaves_every_file_of_the_contract(trained):
     }  # fmt: skip
     scores = json.loads((workdir / "evaluation.json").read_text())
     assert list(scores) == [
-        "mAP@0.4", "mAP14@0.4", "AP", "mAP@0.5", "mAP@0.75", "num_images", "ground_truth",
-        "FROC", "95% interval", "checkpoint", "split", "inference",
+        "mAP@0.4", "mAP14@0.4", "AP", "mAP@0.5", "mAP@0.75", "mAP@0.5:0.95", "wAFROC", "AUC",
+        "metrics", "num_images", "ground_truth", "FROC", "95% interval", "checkpoint", "split",
+        "inference",
     ]  # fmt: skip
     assert len(scores["AP"]) == 15 and scores["AP"]["Atelectasis"] is None
     assert scores["ground_truth"] == "wbf@0.4"
@@ -35,7 +40,9 @@ def test_train_leaves_every_file_of_the_contract(trained):
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     evaluated = [line for line in lines if "AP" in line]
     assert [line["step"] for line in evaluated] == [2, 3]
-    assert evaluated[-1]["AP"] == scores["AP"]
+    for name in scores["metrics"]:
+        assert evaluated[-1][name] == scores[name]
+    assert f"step 3: AUC {scores['AUC']:.3f}" in done.stdout  # as evaluation.best_by has it
     record = json.loads((workdir / "config.json").read_text())
     model = record["model"]
     assert model["backbone"]["width"] == 8 and model["levels"] == [4, 5]
@@ -120,6 +127,26 @@ def test_a_run_is_evaluated_and_predicted_without_a_config(trained, tmp_path):
     assert scores["ground_truth"] == "raw" and scores["checkpoint"] in (2, 3)
     done = command(f"--workdir={workdir}", "--mode=evaluate", "--checkpoint=77")
     assert done.code == 2 and "--checkpoint=77" in done.stderr
+
+
+def test_the_best_checkpoint_is_the_best_by_what_the_config_names(trained, tmp_path):
+    """By mAP@0.4, as before, for a run that is older than the field."""
+    workdir = copy_of(trained[0], tmp_path)
+    lines = [{"step": 2, "mAP@0.4": 0.9, "AUC": 0.1}, {"step": 3, "mAP@0.4": 0.1, "AUC": 0.9}]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def best(**fields):
+        config = configs.of_run(workdir, retina.get_fields())
+        config.evaluation.update(fields)
+        return load_detector(config, workdir, "best", 14).step
+
+    assert best() == 3 and best(best_by="mAP@0.4") == 2
+    record = json.loads((workdir / "config.json").read_text())
+    assert record["evaluation"].pop("best_by") == "AUC"
+    (workdir / "config.json").write_text(json.dumps(record))
+    assert best() == 2 and best(best_by="AUC") == 3
+    with pytest.raises(InputError, match="--checkpoint=best: no evaluation of .* has wAFROC"):
+        best(best_by="wAFROC")
 
 
 def test_a_field_of_a_run_can_be_overridden_without_a_config(trained, tmp_path):
@@ -257,7 +284,7 @@ PHANTOM = ["--config=configs/phantom.py", "--workdir=w"]
         ([*PHANTOM, "--config.model.anchor_scales=()"], "config.model.anchor_scales"),
         (["--config=configs/phantom.py", "--workdir=/dev/null"], "/dev/null"),
         ([*PHANTOM, "--mode=evaluate"], "train first"),
-        ([*PHANTOM, "--config.model.num_scales=9"], "1..6"),
+        ([*PHANTOM, "--config.model.num_scales=9"], "between 1 and 6"),
         ([*PHANTOM, "--config.data.fusion=x"], "'x'"),
         ([*PHANTOM, "--config.data.eval_split=test"], "config.data.eval_split: 'test'"),
         ([*PHANTOM, "--config.model.levels=(3.5,5)"], "config.model.levels"),

@@ -1,14 +1,15 @@
 """Submissions and COCO results read without annotations, of whatever images they name."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxdet import InputError
 from jaxdet.ops.boxes import BoxTable
-from tfds_vinbig import coco, submission
+from tfds_vinbig import coco, kaggle, submission
 from tfds_vinbig.json_lists import load_detections, parse_id, parse_whole
 from tfds_vinbig.records import Annotations, flatten, parse_image_id, raise_all
 from tfds_vinbig.tables import parse_number, read_table
@@ -16,6 +17,53 @@ from tfds_vinbig.tables import parse_number, read_table
 # "No finding" is a class of submissions like any other. COCO's results have none: it is this label
 # that `coco.read_detections` adds and `coco.to_json` drops.
 NONE = -1
+
+
+class Detected(NamedTuple):
+    """What a file says of images; `image` of the table counts the ids."""
+
+    ids: list[str]
+    table: BoxTable
+
+
+def read_scored(
+    annotations: Path, submission_path: Path, against: Path | None
+) -> tuple[Annotations, list[str], BoxTable, Detected | None]:
+    """Annotations, a submission or COCO results of their images, and others of the same images.
+
+    The annotations are those of the splits that the submission is of.
+
+    Raises:
+        InputError: for a file that is not as it should be, or of other images.
+    """
+    as_json = annotations.suffix == ".json"
+    truth = (coco if as_json else kaggle).read_annotations(annotations)
+
+    def read(path):
+        if path.suffix == ".json":
+            return Detected(*coco.read_detections(path, truth))
+        return Detected(*submission.read(path, truth.class_ids))
+
+    found, other = read(submission_path), read(against) if against else None
+    if other and set(other.ids) != set(found.ids):
+        raise InputError(f"--against: {against} is of other images than {submission_path}")
+    some = truth.of_splits_with(found.ids)
+    if not set(found.ids) & set(some.ids):
+        raise InputError(f"{submission_path} and {annotations} have no image in common")
+    return some, *found, other
+
+
+def to_text(
+    suffix: str,
+    ids: Sequence[str],
+    table: BoxTable,
+    class_ids: Sequence[int],
+    image_ids: Mapping[str, int | str],
+) -> str:
+    """Detections as a submission (".csv") or as COCO's results (".json")."""
+    if suffix == ".csv":
+        return submission.to_csv(ids, table, class_ids)
+    return coco.to_json(ids, table, class_ids, image_ids)
 
 
 def read_all(

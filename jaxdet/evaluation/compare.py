@@ -1,8 +1,8 @@
-"""Two runs side by side: how sure the difference of their scores is, and where it lies."""
+"""Comparing two runs: differences of their metrics with intervals, and where they differ most."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -11,19 +11,21 @@ from ml_collections import ConfigDict
 from jaxdet import InputError
 from jaxdet.data import splits
 from jaxdet.data.dataset import Dataset, read_split
+from jaxdet.evaluation import metrics
 from jaxdet.evaluation.curves import precision_at
 from jaxdet.evaluation.evaluate import Evaluator
-from jaxdet.evaluation.scores import IOU_THRESHOLD, Case, intervals
+from jaxdet.evaluation.metrics import IOU_THRESHOLD
+from jaxdet.evaluation.scores import Case
 from jaxdet.inference.detector import load_detector
-from jaxdet.ops import metrics
-from jaxdet.ops.boxes import NO_FINDING, BoxTable
+from jaxdet.ops.boxes import BoxTable
+from jaxdet.ops.metrics import true_positives
 from jaxdet.runs.config import of_run
 from jaxdet.runs.fields import Fields
 from jaxdet.runs.identity import check_run
 
 
 class Against(NamedTuple):
-    """Another run's detections in the same images, and its name."""
+    """The run that is compared with: its detections in the same images, and its name."""
 
     table: BoxTable
     name: str
@@ -37,19 +39,20 @@ def detect_of_other(
     fields: Fields,
     open_data: Callable,
 ) -> Against:
-    """What a checkpoint of the run in `folder` detects in `eval_set`, as it is configured itself.
+    """The detections of the run in `folder`, with its own config, in the images of `eval_set`.
 
-    It may have other pictures (another size, say) of the same images.
+    Its dataset may be another build of the same images, such as one of another size.
 
     Args:
-        which: "latest", "best" or a step.
-        config: of the run that it is compared with, which names the evaluation split.
-        eval_set: that run's evaluation images, in whose order the detections come.
-        fields: all there are.
-        open_data: gives the builder of the dataset of a config.
+        folder: workdir of the other run.
+        which: its checkpoint: "latest", "best" or a step.
+        config: of this run, which names the evaluation split.
+        eval_set: this run's evaluation images; the detections count these.
+        fields: all fields of a config.
+        open_data: makes the dataset builder of a config.
 
     Raises:
-        InputError: if it is evaluated on other images, or has other classes.
+        InputError: if the other run is evaluated on other images, or has other classes.
     """
     other = of_run(folder, fields)
     other.data.eval_split = config.data.eval_split
@@ -78,51 +81,38 @@ def compare(
     case: Case,
     other: BoxTable,
     name: str,
-    more_iou_thresholds: Sequence[float] = (0.5, 0.75),
+    evaluation: Mapping[str, Any] | None = None,
     bootstrap_samples: int = 1000,
     num_listed: int = 20,
-) -> dict:
-    """The section "against" of `evaluation.json`: this run's scores less those of another one.
+) -> dict[str, Any]:
+    """The section "against" of `evaluation.json`: this run's metrics minus those of another run.
 
-    The intervals are of 95 %, paired: in each sample both runs are scored on the same images, drawn
-    with replacement, and the difference taken, so that what is hard for both cancels out. A
-    difference whose interval leaves 0 out is more than luck with the images.
+    The 95 % intervals are paired: each bootstrap sample scores both runs on the same images, and
+    the difference is taken, so that what is hard for both cancels out. If the interval of a
+    difference excludes 0, it is not explained by the choice of images.
 
     Args:
         other: detections of the other run in the same images.
         name: of the other run, for people.
-        num_listed: so many images where the two differ most are named.
+        evaluation: fields of `config.evaluation`, as `Case.summarize` takes them.
+        num_listed: how many of the images where the two differ most are listed.
     """
-    num_classes, num_images = len(case.class_names), len(case.ids)
-    names = (*case.class_names, NO_FINDING)
-    thresholds = (IOU_THRESHOLD, *more_iou_thresholds)
-    result = {"name": name, "scores": {}, "difference": {}, "95% interval": {}}
-
-    aps = [
-        metrics.average_precision(table, case.truth, thresholds, num_classes + 1)
-        for table in (case.detections, other)
-    ]
-    for t, threshold in enumerate(thresholds):
-        at = f"@{threshold:g}"
-        samples = [
-            metrics.bootstrap_average_precision(
-                table, case.truth, num_images, threshold, num_classes + 1,
-                num_samples=bootstrap_samples,
-            )
-            for table in (case.detections, other)
-        ]  # fmt: skip
-        of_each, of_other, sure = aps[0][t] - aps[1][t], aps[1][t], samples[0] - samples[1]
-        more = intervals(sure, case.class_names, at)
-        means = {f"mAP{at}": slice(None)}
-        if t == 0:  # as `scores.summarize` has it
-            means[f"mAP{num_classes}{at}"] = slice(num_classes)
-            result["scores"]["AP"] = _by_name(names, of_other)
-            result["difference"]["AP"] = _by_name(names, of_each)
-            result["95% interval"]["AP"] = more["AP"]
-        for key, labels in means.items():
-            result["scores"][key] = _mean(of_other[labels])
-            result["difference"][key] = _mean(of_each[labels])
-            result["95% interval"][key] = more[key]
+    pair = case.matched(), case._replace(detections=other).matched()
+    mine, theirs = (
+        {key: values[0] for key, values in metrics.score(matched, evaluation).items()}
+        for matched in pair
+    )
+    if bootstrap_samples:
+        drawn = [metrics.bootstrap(matched, bootstrap_samples, evaluation) for matched in pair]
+        samples = {key: drawn[0][key] - drawn[1][key] for key in mine}
+    else:
+        samples = {key: np.full((1, *value.shape), np.nan) for key, value in mine.items()}
+    result = {
+        "name": name,
+        "scores": {key: case.to_json(value) for key, value in theirs.items()},
+        "difference": {key: case.to_json(mine[key] - theirs[key]) for key in mine},
+        "95% interval": case.intervals(samples),
+    }
 
     difference = credit(case, case.detections) - credit(case, other)
     largest = np.argsort(-np.abs(difference), kind="stable")[:num_listed]
@@ -134,45 +124,31 @@ def compare(
     return result
 
 
-def format_table(against: dict) -> str:
-    """For the console: the means, their differences, and how sure those are."""
-    lines = [f"beside {against['name']}:"]
+def format_table(against: dict[str, Any]) -> str:
+    """For the console: the difference in each metric, with its interval."""
+    lines = [f"difference from {against['name']}:"]
     for name, difference in against["difference"].items():
-        if name == "AP" or difference is None:
+        if isinstance(difference, dict) or difference is None:
             continue
         line = f"{name:<27} {difference:>+7.3f}"
         if against["95% interval"][name]:
-            line += " ({:+.3f} to {:+.3f} in 95 % of samples of the images)".format(
-                *against["95% interval"][name]
-            )
+            line += " (95 % interval {:+.3f} to {:+.3f})".format(*against["95% interval"][name])
         lines.append(line)
     return "\n".join(lines)
 
 
 def credit(case: Case, detections: BoxTable) -> Float[np.ndarray, "images"]:
-    """What detections are worth in each image: for each finding that is found the precision down to
-    its detection's score, less that of the image's worst false alarm.
+    """What the detections of each image are worth: the sum of `precision_at` over its true
+    positives, minus the highest `precision_at` among its false positives.
 
-    The first, summed over all images and divided by the boxes of each class, is average precision.
-    By precision rather than by score, so that runs whose scores are on other scales compare.
+    Precision stands for the score, so that runs with scores on different scales can be compared.
     """
+    detections = case.judged(detections)
     found = detections.labels < len(case.class_names)
     detections = BoxTable(*(column[found] for column in detections))
-    is_true, _ = metrics.true_positives(detections, case.truth, IOU_THRESHOLD)
+    is_true, _ = true_positives(detections, case.truth, IOU_THRESHOLD)
     worth = precision_at(detections, is_true)
     gained, lost = np.zeros(len(case.ids)), np.zeros(len(case.ids))
     np.add.at(gained, detections.image[is_true], worth[is_true])
     np.maximum.at(lost, detections.image[~is_true], worth[~is_true])
     return gained - lost
-
-
-def _mean(values) -> float | None:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else None
-
-
-def _by_name(names, values) -> dict:
-    return {
-        name: None if np.isnan(value) else float(value)
-        for name, value in zip(names, values, strict=True)
-    }

@@ -1,4 +1,4 @@
-"""What lies behind a score: curves of precision, recall and false alarms, and calibration."""
+"""The curves behind a score: precision-recall, FROC, ROC and calibration."""
 
 from typing import NamedTuple
 
@@ -12,13 +12,13 @@ from jaxdet.ops.metrics import true_positives
 def precision_recall(
     scores: Float[np.ndarray, "n"], is_true: Bool[np.ndarray, "n"], num_truth: int | np.integer
 ) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
-    """Recall and precision of one class after each true positive, precision made monotone.
+    """Recall and precision of one class at each true positive, precision made monotone.
 
-    The area below the steps is the average precision of `metrics.average_precision`. Without a true
-    positive there is no point.
+    The area under these steps is the average precision of `metrics.average_precision`. Without true
+    positives both are empty.
 
     Args:
-        scores, is_true: of the detections of the class, in the order of their table.
+        scores, is_true: of the detections of the class, in the order of the table.
         num_truth: boxes of the class, 1 at least.
     """
     hits = is_true[np.argsort(-scores, kind="stable")]
@@ -28,11 +28,10 @@ def precision_recall(
 
 
 def precision_at(detections: BoxTable, is_true: Bool[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """The precision, made monotone, of each detection's class down to its score.
+    """For each detection the precision of its class at its score as threshold, made monotone.
 
-    What a score is worth, whatever its scale: the detectors of two runs can be compared by it. The
-    average precision of a class is the sum of it over the true positives, divided by the number of
-    boxes.
+    It does not depend on the scale of the scores, so that two detectors can be compared by it. Its
+    sum over the true positives of a class, divided by the class's boxes, is average precision.
     """
     result = np.zeros(len(detections.scores))
     order = np.argsort(-detections.scores, kind="stable")
@@ -44,7 +43,7 @@ def precision_at(detections: BoxTable, is_true: Bool[np.ndarray, "n"]) -> Float[
 
 
 class Froc(NamedTuple):
-    """Recall at false positives per image, of every operating point, fewest first."""
+    """False positives per image, and recall, of every operating point; fewest first."""
 
     false_positives: Float[np.ndarray, "points"]
     recall: Float[np.ndarray, "points"]
@@ -56,7 +55,7 @@ def froc(
     num_truth: int | np.integer,
     num_images: int,
 ) -> Froc:
-    """The whole curve of which `metrics.froc` takes points; detections of one class or of all."""
+    """The whole FROC curve, from which `metrics.froc` takes points; of one class, or all pooled."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # equal scores come together
     hits = is_true[order]
@@ -69,22 +68,23 @@ def froc(
 def any_finding(
     detections: BoxTable, truth: BoxTable, num_images: int, num_classes: int
 ) -> tuple[Float[np.ndarray, "images"], Bool[np.ndarray, "images"]]:
-    """How surely each image has a finding at all, and whether it has one.
+    """For each image a score for having any finding, and whether it has one.
 
-    The score is 1 less that of "No finding" (label `num_classes`) where the image has one, else
-    that of its best box, or 0.
+    The score is 1 - that of "No finding" (label `num_classes`) where the image has that, else the
+    score of its best box, or 0.
     """
     found = detections.labels < num_classes
-    scores = np.zeros(num_images)
-    np.maximum.at(scores, detections.image[found], detections.scores[found])
-    scores[detections.image[~found]] = 1 - detections.scores[~found]
+    best, normal = np.zeros(num_images), np.full(num_images, -np.inf)
+    np.maximum.at(best, detections.image[found], detections.scores[found])
+    np.maximum.at(normal, detections.image[~found], detections.scores[~found])
+    scores = np.where(normal > -np.inf, 1 - normal, best)
     abnormal = np.zeros(num_images, bool)
     abnormal[truth.image[truth.labels < num_classes]] = True
     return scores, abnormal
 
 
 class Roc(NamedTuple):
-    """Sensitivity and 1 - specificity at every score, the strictest first; and the area."""
+    """1 - specificity and sensitivity at every score threshold, the highest first; and the area."""
 
     false_positive_rate: Float[np.ndarray, "points"]
     true_positive_rate: Float[np.ndarray, "points"]
@@ -92,10 +92,9 @@ class Roc(NamedTuple):
 
 
 def roc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> Roc | None:
-    """Receiver operating characteristic; None where all are positive, or none.
+    """Receiver operating characteristic; None if all are positive, or none.
 
-    The area is the chance that a positive has a higher score than a negative (Hanley & McNeil
-    1982); equal scores count half.
+    The area is that of `metrics.ranking_area`.
     """
     if positive.all() or not positive.any():
         return None
@@ -106,44 +105,24 @@ def roc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> Roc 
     return Roc(false, true, float(np.trapezoid(true, false)))
 
 
-def bootstrap_roc_area(
-    scores: Float[np.ndarray, "n"],
-    positive: Bool[np.ndarray, "n"],
-    num_samples: int = 1000,
-    seed: int = 0,
-) -> Float[np.ndarray, "samples"]:
-    """The area of `roc` over images drawn as `metrics.bootstrap_average_precision` draws them."""
-    rank = np.unique(scores, return_inverse=True)[1]
-    rng = np.random.default_rng(seed)
-    areas = np.full(num_samples, np.nan)
-    for i in range(num_samples):
-        drawn = rng.integers(len(scores), size=len(scores))
-        true = np.bincount(rank[drawn], positive[drawn], minlength=rank.max() + 1)
-        false = np.bincount(rank[drawn], ~positive[drawn], minlength=rank.max() + 1)
-        if true.sum() and false.sum():
-            below = np.cumsum(false) - false / 2
-            areas[i] = true @ below / true.sum() / false.sum()
-    return areas
-
-
 class Calibration(NamedTuple):
-    """Detections in bins of their score: what they promise, and what they hold."""
+    """A reliability diagram: mean score and precision of detections, in bins of the score."""
 
     score: Float[np.ndarray, "bins"]  # mean; NaN for an empty bin
     precision: Float[np.ndarray, "bins"]  # share of true positives; NaN for an empty bin
     interval: Float[np.ndarray, "2 bins"]  # of 95 % of that share (Wilson 1927)
     count: Int[np.ndarray, "bins"]
-    error: float  # mean difference of the two over the detections; NaN without any
+    error: float  # expected calibration error; NaN without detections
 
 
 def calibration(
     scores: Float[np.ndarray, "n"], is_true: Bool[np.ndarray, "n"], num_bins: int = 10
 ) -> Calibration:
-    """Of detections with scores in [0, 1], in bins of equal width.
+    """Calibration of detections with scores in [0, 1], in bins of equal width.
 
-    A score is calibrated if it is the share of true positives among the detections that have it.
-    The error is the expected calibration error of detections (Guo et al. 2017; Küppers et al.
-    2020, with the score alone).
+    Scores are calibrated if, of the detections with score s, the share s are true positives. The
+    error is the expected calibration error: the mean over the detections of their bin's difference
+    between mean score and precision (Guo et al. 2017; Küppers et al. 2020, with the score alone).
     """
     bins = np.clip((scores * num_bins).astype(int), 0, num_bins - 1)
     count = np.bincount(bins, minlength=num_bins)
@@ -162,8 +141,8 @@ def calibration(
 def best_f1_score(
     detections: BoxTable, truth: BoxTable, iou_threshold: float, num_classes: int
 ) -> float:
-    """The score from which on the findings of all classes together have the best F1; 1 without a
-    true positive. Where a person begins to look."""
+    """The score threshold with the highest F1 over the findings of all classes pooled; 1 without a
+    true positive. A sensible threshold to look at detections with."""
     is_true, _ = true_positives(detections, truth, iou_threshold)
     found = np.flatnonzero(detections.labels < num_classes)
     found = found[np.argsort(-detections.scores[found], kind="stable")]

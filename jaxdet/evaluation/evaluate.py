@@ -1,4 +1,4 @@
-"""A split that is decoded once and scored as often as wanted."""
+"""The evaluation split, decoded once and scored at every evaluation."""
 
 import time
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from jaxdet.runs import parallel
 
 
 class Evaluator:
-    """The evaluation images of a run, scored by its detector.
+    """Runs a detector on the evaluation images and scores what it detects.
 
     Attributes:
         dataset: the images.
         truth: the ground truth in original pixels.
         table: the detections of the last call of `score` in original pixels.
-        seconds: that the last call took to detect.
+        seconds: how long the last call spent on detection.
     """
 
     def __init__(self, detector: Detector, dataset: Dataset):
@@ -34,7 +34,7 @@ class Evaluator:
             rows.boxes,
             dataset.num_classes,
         )
-        # This process's share of them.
+        # The images of this process.
         mine = parallel.local_positions(len(dataset), self.config.evaluation.batch_size).ravel()
         mine = mine[mine >= 0]
         self.images = Images(dataset.take(mine), self.config.data.image_size, "evaluate")
@@ -47,7 +47,7 @@ class Evaluator:
         bootstrap_samples: int = 0,
         between: Callable[[], None] = lambda: None,
     ) -> dict:
-        """Detect and score, see `scores.summarize`; `between` is called after each batch."""
+        """Detect and score, see `Case.summarize`; `between` is called after each batch."""
         start = time.perf_counter()
         detections = self.detector.detect_all(
             weights, lambda i: self.images[self.row[i]], len(self.dataset), between
@@ -63,10 +63,10 @@ class Evaluator:
 
     def summarize(self, bootstrap_samples: int = 0) -> dict:
         """The scores of the last detections."""
-        return self.case().summarize(self.config.evaluation.more_iou_thresholds, bootstrap_samples)
+        return self.case().summarize(self.config.evaluation.to_dict(), bootstrap_samples)
 
     def case(self) -> scores.Case:
-        """What the last detections are scored as."""
+        """The last detections and the ground truth."""
         return scores.Case(
             list(map(str, self.dataset.ids)),
             self.dataset.class_names,

@@ -1,16 +1,16 @@
-"""Truth and scores: what was detected against what the readers drew."""
+"""Ground truth and scores: detections against what the readers drew."""
 
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxdet.ops import fusion, metrics
+from jaxdet.evaluation import metrics
+from jaxdet.ops import fusion
+from jaxdet.ops import metrics as ops
 from jaxdet.ops.boxes import NO_FINDING, NO_FINDING_BOX, BoxTable
-
-IOU_THRESHOLD = 0.4  # of the task
 
 
 def ground_truth(
@@ -36,133 +36,103 @@ def ground_truth(
     )
 
 
-def numbers(values) -> list[float] | None:
-    """For JSON, which has no NaN."""
-    return None if np.isnan(values).any() else [float(x) for x in values]
-
-
-def intervals(
-    samples: Float[np.ndarray, "samples labels"], class_names: Sequence[str], at: str
-) -> dict:
-    """Of 95 %, from the average precision of each class and "No finding" in each sample.
-
-    Args:
-        at: how the names of the means end, such as "@0.4".
-    """
-
-    def interval(values):
-        return numbers(metrics.percentile_interval(values))
-
-    findings = samples[:, :-1]
-    return {
-        f"mAP{at}": interval(metrics.mean_of_classes(samples)),
-        f"mAP{len(class_names)}{at}": interval(metrics.mean_of_classes(findings)),
-        "AP": {
-            name: interval(values)
-            for name, values in zip((*class_names, NO_FINDING), samples.T, strict=True)
-        },
-    }
-
-
-def summarize(
-    detections: BoxTable,
-    truth: BoxTable,
-    num_images: int,
-    class_names: Sequence[str],
-    method: str,
-    more_iou_thresholds: Sequence[float] = (0.5, 0.75),
-    bootstrap_samples: int = 0,
-    crowds: BoxTable | None = None,
-) -> dict:
-    """The scores of `evaluation.json`.
-
-    Those per class, mAP of the findings alone, FROC and the intervals (of 95 %, from so many
-    samples of the images) are at IoU 0.4; a class without ground truth is None, and left out of
-    the means.
-
-    Args:
-        method: how the ground truth was made.
-        crowds: regions where detections are not judged, see `metrics.without_those_in_crowds`.
-    """
-    num_classes = len(class_names)
-    thresholds = (IOU_THRESHOLD, *more_iou_thresholds)
-    judged = [_judged(detections, truth, crowds, threshold) for threshold in thresholds]
-    detections = judged[0]
-
-    def mean(values):
-        values = values[~np.isnan(values)]
-        return float(values.mean()) if len(values) else None
-
-    aps = [
-        metrics.average_precision(table, truth, (threshold,), num_classes + 1)[0]
-        for table, threshold in zip(judged, thresholds, strict=True)
-    ]
-    first, at = aps[0], f"@{IOU_THRESHOLD:g}"
-    froc, froc_of_all = metrics.froc(detections, truth, num_images, IOU_THRESHOLD, num_classes)
-    scores = {
-        f"mAP{at}": mean(first),
-        f"mAP{num_classes}{at}": mean(first[:num_classes]),
-        "AP": {
-            name: None if np.isnan(ap) else float(ap)
-            for name, ap in zip((*class_names, NO_FINDING), first, strict=True)
-        },
-        **{f"mAP@{t:g}": mean(ap) for t, ap in zip(more_iou_thresholds, aps[1:], strict=True)},
-        "num_images": num_images,
-        "ground_truth": method,
-        "FROC": {
-            "false_positives_per_image": metrics.FALSE_POSITIVES,
-            "recall": numbers(froc_of_all),
-            "recall_by_class": {
-                name: numbers(values) for name, values in zip(class_names, froc, strict=True)
-            },
-        },
-    }
-    if bootstrap_samples:
-        samples = metrics.bootstrap_average_precision(
-            detections,
-            truth,
-            num_images,
-            IOU_THRESHOLD,
-            num_classes + 1,
-            num_samples=bootstrap_samples,
-        )
-        scores["95% interval"] = intervals(samples, class_names, at)
-    return scores
-
-
-def _judged(
-    detections: BoxTable, truth: BoxTable, crowds: BoxTable | None, iou_threshold: float
-) -> BoxTable:
-    if crowds is None:
-        return detections
-    return metrics.without_those_in_crowds(detections, truth, crowds, iou_threshold)
-
-
 class Case(NamedTuple):
-    """What is scored; `image` of both tables counts the ids."""
+    """Detections and ground truth to be scored; `image` of both tables counts `ids`."""
 
     ids: Sequence[str]
     class_names: Sequence[str]
     truth: BoxTable
-    method: str  # how the truth was made
+    method: str  # how the truth was made from the readers' boxes
     detections: BoxTable
-    crowds: BoxTable | None = None  # see `summarize`
+    crowds: BoxTable | None = None  # regions where false positives do not count (COCO)
 
     def judged(self, detections: BoxTable) -> BoxTable:
-        """Those of some detections that are judged at the IoU of the task."""
-        return _judged(detections, self.truth, self.crowds, IOU_THRESHOLD)
+        """Some detections of these images without those that crowds leave out at IoU 0.4."""
+        if self.crowds is None:
+            return detections
+        matched = self._replace(detections=detections).matched()
+        return matched.select(~matched.ignored()).detections
+
+    def matched(self) -> metrics.Matched:
+        """The detections matched to the truth."""
+        sizes = len(self.ids), len(self.class_names)
+        return metrics.match(self.detections, self.truth, *sizes, self.crowds)
 
     def summarize(
-        self, more_iou_thresholds: Sequence[float] = (0.5, 0.75), bootstrap_samples: int = 0
-    ) -> dict:
-        """See `summarize`."""
-        tables = self.detections, self.truth, len(self.ids)
-        how = self.method, more_iou_thresholds, bootstrap_samples, self.crowds
-        return summarize(*tables, self.class_names, *how)
+        self, evaluation: Mapping[str, Any] | None = None, bootstrap_samples: int = 0
+    ) -> dict[str, Any]:
+        """The content of `evaluation.json`: every metric under its name, and FROC.
+
+        A class without ground truth is None, and left out of means.
+
+        Args:
+            evaluation: fields of `config.evaluation`: which metrics, and what those take; all, with
+                their defaults, if left out.
+            bootstrap_samples: for 95 % intervals over the images; 0 for none.
+        """
+        matched = self.matched()
+        values = {name: x[0] for name, x in metrics.score(matched, evaluation).items()}
+        scores = {name: self.to_json(value) for name, value in values.items()}
+        scores |= {
+            "metrics": list(values),
+            "num_images": len(self.ids),
+            "ground_truth": self.method,
+            "FROC": self._froc(),
+        }
+        if bootstrap_samples:
+            samples = metrics.bootstrap(matched, bootstrap_samples, evaluation)
+            scores["95% interval"] = self.intervals(samples)
+        return scores
+
+    def to_json(self, value: np.ndarray | np.floating) -> float | dict[str, float | None] | None:
+        """A metric's number, or its number for each class by name; None for NaN."""
+        if value.ndim:
+            names = (*self.class_names, NO_FINDING)
+            return {name: self.to_json(x) for name, x in zip(names, value, strict=False)}
+        return None if np.isnan(value) else float(value)
+
+    def intervals(self, samples: Mapping[str, metrics.Values]) -> dict[str, Any]:
+        """The 95 % interval [low, high] of each metric, for each class where it has classes.
+
+        Args:
+            samples: as `metrics.bootstrap` gives them. An interval is None if all are NaN.
+        """
+        names = (*self.class_names, NO_FINDING)
+
+        def interval(values):
+            return numbers(ops.percentile_interval(values))
+
+        return {
+            name: interval(values)
+            if values.ndim == 1
+            else {n: interval(x) for n, x in zip(names, values.T, strict=False)}
+            for name, values in samples.items()
+        }
+
+    def _froc(self) -> dict[str, Any]:
+        each, pooled = ops.froc(
+            self.judged(self.detections),
+            self.truth,
+            len(self.ids),
+            metrics.IOU_THRESHOLD,
+            len(self.class_names),
+        )
+        return {
+            "false_positives_per_image": ops.FALSE_POSITIVES,
+            "recall": numbers(pooled),
+            "recall_by_class": {
+                name: numbers(values) for name, values in zip(self.class_names, each, strict=True)
+            },
+        }
+
+
+def numbers(values) -> list[float] | None:
+    """A list for JSON, or None if a value is NaN, which JSON does not have."""
+    return None if np.isnan(values).any() else [float(x) for x in values]
 
 
 def renumber(table: BoxTable, ids: Sequence[str], new_ids: Sequence[str]) -> BoxTable:
-    """A table whose `image` counts `ids`, with the positions that those have in `new_ids`."""
+    """A table whose `image` counts `ids`, made to count `new_ids`."""
     number = {name: i for i, name in enumerate(new_ids)}
     new = np.array([number[name] for name in ids], np.int64)
     return table._replace(image=new[table.image])
@@ -180,14 +150,15 @@ def of_files(
     method: str,
     crowds: Sequence[tuple[int, int, tuple[float, ...]]] = (),
 ) -> Case:
-    """Detections, whose `image` counts `detected_ids`, and readers' rows as what is scored.
+    """The case of a file of detections and a file of readers' rows.
 
-    Every image of either side counts: one without detections is missed, and detections on one
-    without annotations are false positives; how many there are is said on standard error.
+    Images of either file count: an annotated image without detections is missed, and detections on
+    an image without annotations are false positives. Standard error says how many there are.
 
     Args:
         ids: of the annotated images, which `image` counts.
-        crowds: (image, label, box) of each region where detections are not judged.
+        detected_ids: of the images of `detections`, which its `image` counts.
+        method: of making ground truth, see `ground_truth`.
     """
     missing, unknown = len(set(ids) - set(detected_ids)), len(set(detected_ids) - set(ids))
     if missing:
@@ -206,22 +177,25 @@ def of_files(
     return Case(all_ids, class_names, truth, method, detections, regions)
 
 
+def number_names(scores: Mapping[str, Any]) -> list[str]:
+    """The metrics of `Case.summarize` that are one number, not one for each class."""
+    return [name for name in scores["metrics"] if not isinstance(scores[name], dict)]
+
+
 def format_table(scores: dict, truth: BoxTable) -> str:
-    """A table for the console: each class with its ground truth and AP, the means, and FROC."""
+    """A table for the console: of each class its boxes and AP, then the metrics and FROC."""
     counts = np.bincount(truth.labels, minlength=len(scores["AP"]))
     width = max(20, *map(len, scores["AP"]))
     lines = [f"{'class':<{width}} {'truth':>6} {'AP@0.4':>7}"]
     for (name, ap), count in zip(scores["AP"].items(), counts, strict=True):
         lines.append(f"{name:<{width}} {count:>6} {'-' if ap is None else f'{ap:.3f}':>7}")
     intervals = scores.get("95% interval", {})
-    for name, value in scores.items():
-        if name.startswith("mAP"):
-            line = f"{name:<{width + 7}} {'-' if value is None else f'{value:.3f}':>7}"
-            if intervals.get(name):
-                line += " ({:.3f} to {:.3f} in 95 % of samples of the images)".format(
-                    *intervals[name]
-                )
-            lines.append(line)
+    for name in number_names(scores):
+        value = scores[name]
+        line = f"{name:<{width + 7}} {'-' if value is None else f'{value:.3f}':>7}"
+        if intervals.get(name):
+            line += " (95 % interval {:.3f} to {:.3f})".format(*intervals[name])
+        lines.append(line)
     froc = scores["FROC"]
     if froc["recall"]:
         points = zip(froc["recall"], froc["false_positives_per_image"], strict=True)

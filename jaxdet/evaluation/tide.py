@@ -1,4 +1,4 @@
-"""What kind of error costs how much: mAP if each kind were mended (TIDE, Bolya et al. 2020)."""
+"""Kinds of error, and what mAP would be if each were fixed (TIDE, Bolya et al. 2020)."""
 
 from typing import NamedTuple
 
@@ -8,34 +8,34 @@ from jaxtyping import Bool, Int
 from jaxdet.ops.boxes import BoxTable
 from jaxdet.ops.metrics import area_under_curve, match, true_positives
 
-# What a false positive is, after 0, which is a true one. In the order in which they are tried.
+# Kinds of false positive, in the order in which they are tested for; 0 is a true positive.
 POOR_BOX, WRONG_CLASS, DUPLICATE, BACKGROUND, BOTH = range(1, 6)
 
 
 class Errors(NamedTuple):
-    """What went wrong with each detection and each box of the truth."""
+    """The error of each detection and each box of the truth."""
 
     kind: Int[np.ndarray, "detections"]  # 0, POOR_BOX, WRONG_CLASS, DUPLICATE, BACKGROUND, BOTH
-    target: Int[np.ndarray, "detections"]  # the truth that it would reach if mended, or -1
-    missed: Bool[np.ndarray, "truth"]  # no detection that reaches it, mended or not
+    target: Int[np.ndarray, "detections"]  # the truth that it would match if fixed, or -1
+    missed: Bool[np.ndarray, "truth"]  # no detection matches it, fixed or not
 
 
 def classify(
     detections: BoxTable, truth: BoxTable, iou_threshold: float, background_iou: float = 0.1
 ) -> Errors:
-    """The kind of error of every detection and truth, by section 2.2 of the paper.
+    """The kind of error of every detection and every truth, by section 2.2 of the paper.
 
-    A detection that is not a true positive (see `metrics.average_precision`) is, by the first that
-    applies,
-    - a poor box: its class is right, its IoU from `background_iou` to `iou_threshold`;
-    - of the wrong class: its IoU with a truth of another class is above `iou_threshold`;
-    - a duplicate: its truth was taken by a detection with a higher score;
-    - background: its IoU with every truth is `background_iou` or less;
-    - both: the wrong class, and a poor box.
+    A detection that is not a true positive (see `metrics.average_precision`) is the first of these
+    that applies:
+    - poor box: right class, IoU from `background_iou` to `iou_threshold`;
+    - wrong class: IoU with a truth of another class above `iou_threshold`;
+    - duplicate: a detection with a higher score has taken its truth;
+    - background: IoU with every truth `background_iou` or less;
+    - both: wrong class and poor box.
 
-    Of the poor boxes and wrong classes whose truth nothing has found, the one with the best score
-    would find it if mended: that is its `target`. Truth that nothing has found, and nothing would,
-    is missed.
+    A poor box or wrong class points to one truth. If no detection has found that truth, the
+    best-scored of those that point to it would if fixed: the truth is its `target`. Truth that is
+    neither found nor a target is missed.
     """
     is_true, own = true_positives(detections, truth, iou_threshold)
     _, own_iou = match(detections, truth)
@@ -68,12 +68,12 @@ def classify(
 
 
 class Cost(NamedTuple):
-    """One kind of error."""
+    """One kind of error, and what it costs."""
 
     name: str
     count: int
-    mean_average_precision: float  # if it were mended
-    gain: float  # that less the mAP as it is
+    mean_average_precision: float  # if it were fixed
+    gain: float  # that minus the mAP as it is
 
 
 def costs(
@@ -83,12 +83,12 @@ def costs(
     num_classes: int,
     background_iou: float = 0.1,
 ) -> tuple[float, list[Cost]]:
-    """mAP of the findings as it is, and what it would be if each kind of error alone were mended.
+    """mAP of the findings, and what it would be if one kind of error were fixed, for each kind.
 
-    As in the paper: a wrong class or a poor box becomes a true positive if it has a `target`,
-    and goes away if not; what is both wrong, duplicates and background go away; missed truth
-    is not counted. The gains do not add up to 1 - mAP. Labels from `num_classes` on ("No finding")
-    are left out, and so are classes without truth.
+    As in the paper: a wrong class or a poor box becomes a true positive if it has a `target`, and
+    is removed if not; detections of the kinds both, duplicate and background are removed; missed
+    truth is not counted. The gains do not add up to 1 - mAP. Labels from `num_classes` on
+    ("No finding") are left out, and so are classes without truth.
     """
     detections, truth = (
         BoxTable(*(column[table.labels < num_classes] for column in table))
@@ -103,8 +103,8 @@ def costs(
         aps = []
         for label in present:
             mine = order[(labels[order] == label) & stays[order]]
-            once = np.ones(len(mine), np.int64)
-            aps.append(area_under_curve(is_true[mine], once, counts[label]))
+            once, number = np.ones((len(mine), 1), np.int64), counts[label, None]
+            aps.append(area_under_curve(is_true[None, mine], once, number)[0, 0])
         # A class of which all was missed has nothing left to find.
         return float(np.nan_to_num(aps, nan=1.0).mean()) if aps else np.nan
 
@@ -125,9 +125,9 @@ def costs(
         ("background", BACKGROUND),
     ):
         mine = errors.kind == kind
-        mended = mine & reaches
-        labels = np.where(mended, label_of_target, detections.labels)
-        value = mean(labels, is_true | mended, ~mine | mended, counts)
+        fixed = mine & reaches
+        labels = np.where(fixed, label_of_target, detections.labels)
+        value = mean(labels, is_true | fixed, ~mine | fixed, counts)
         result.append(Cost(name, int(mine.sum()), value, value - now))
     without = counts - np.bincount(truth.labels[errors.missed], minlength=num_classes)
     value = mean(detections.labels, is_true, everything, without)

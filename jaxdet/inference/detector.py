@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Int, UInt8
 from ml_collections import ConfigDict
 
-from jaxdet import models
+from jaxdet import InputError, models
 from jaxdet.data.images import normalize
 from jaxdet.inference.tta import fuse_looks, looks
 from jaxdet.kernels.compilation import jit
@@ -120,10 +120,21 @@ class Loaded(NamedTuple):
 
 
 def load_detector(config: ConfigDict, folder: Path, which: str, num_classes: int) -> Loaded:
-    """The detector of the run in `folder` at a checkpoint: "latest", "best" or a step."""
+    """The detector of the run in `folder` at a checkpoint: "latest", "best" or a step.
+
+    Raises:
+        InputError: if there is no such checkpoint.
+    """
     detector = Detector(config, num_classes, parallel.make_mesh())
     with checkpoint.open_manager(folder) as manager:
-        weights, step = detector.load_weights(manager, which, workdir.read_scores(folder))
+        best_by = config.evaluation.best_by
+        scores = workdir.read_scores(folder, best_by)
+        if which == "best" and not scores:
+            raise InputError(
+                f"--checkpoint=best: no evaluation of the run in {folder} has {best_by}, which "
+                "evaluation.best_by names: name another metric, a step, or latest"
+            )
+        weights, step = detector.load_weights(manager, which, scores)
     return Loaded(detector, weights, step)
 
 

@@ -1,5 +1,6 @@
 """Several opinions of the same images made one: of looks at them, of detectors, of submissions."""
 
+import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,36 @@ def fuse_tables(
     return fusion.fuse(
         method, image, labels, source[kept], boxes, len(tables), rows.scores[kept], shares[kept]
     )
+
+
+def find_files(named: Sequence[Path], output: Path) -> list[Path]:
+    """The files to fuse into `output`: of a workdir, what it has predicted in that form.
+
+    Raises:
+        InputError: if there are none, or they have another form.
+    """
+    if output.suffix not in (".csv", ".json"):
+        raise InputError(f"--output: {output} ends neither in .csv (submission) nor .json (COCO)")
+    own = "submission.csv" if output.suffix == ".csv" else "detections.json"
+    files = [place / own if place.is_dir() else place for place in named]
+    if not files or any(file.suffix != output.suffix for file in files):
+        raise InputError(f"--submissions: needs workdirs, or {output.suffix} files as --output is")
+    return files
+
+
+def parse_weights(words: Sequence[str] | None, count: int) -> list[float]:
+    """A weight for each of `count` submissions; 1 where none are given.
+
+    Raises:
+        InputError: for another count, or what is no number above 0.
+    """
+    try:
+        weights = [1.0] * count if words is None else [float(word) for word in words]
+    except ValueError:
+        weights = []
+    if len(weights) != count or not all(0 < weight < math.inf for weight in weights):
+        raise InputError(f"--weights: needs {count} numbers above 0, one for each submission")
+    return weights
 
 
 def runs_beside(files: Sequence[Path]) -> tuple[list[Run | None], dict[int, str]]:

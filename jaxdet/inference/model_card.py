@@ -5,10 +5,14 @@ from pathlib import Path
 
 import flax
 import jax
+from ml_collections import ConfigDict
 
 from jaxdet import InputError
+from jaxdet.data.augment import AUGMENTATIONS
 from jaxdet.data.splits import describe_eval_split
+from jaxdet.doors import fields_of, takes
 from jaxdet.inference.detector import Loaded
+from jaxdet.models import DETECTORS
 from jaxdet.runs.workdir import Run
 
 LOW = 0.1  # AP below which a class is named among the limits
@@ -58,9 +62,8 @@ def model_card(
         "Optimiser": f"{train.optimizer}, learning rate {train.learning_rate:g}, weight decay "
         f"{train.weight_decay:g}, seed {config.seed}",
         "Started from": began_from or "random numbers",
-        "Losses": f"{config.loss.class_loss} and {config.loss.box}, boxes matched by "
-        f"{config.loss.matching}",
-        "Augmentation": ", ".join(f"{name} {value:g}" for name, value in config.augment.items()),
+        "Losses": f"{config.loss.class_loss} and {config.loss.box}{_matching(config)}",
+        "Augmentation": _augmentation(config) or "none",
     }
     return "\n".join(
         [
@@ -87,6 +90,13 @@ def model_card(
     )
 
 
+def _matching(config) -> str:
+    """How boxes are matched, where that is for the config to say."""
+    if not takes(DETECTORS[config.model.name], "matcher"):
+        return ""
+    return f", boxes matched by {config.loss.matching}"
+
+
 def _read_scores(path: Path) -> dict | None:
     """What an evaluation has written; None where there was none."""
     try:
@@ -99,6 +109,15 @@ def _read_scores(path: Path) -> dict | None:
             f"{path}: not an evaluation of this version: --mode=evaluate writes it anew"
         ) from error
     return scores
+
+
+def _augmentation(config: ConfigDict) -> str:
+    """What is applied, with its fields."""
+    said = []
+    for name in config.augment.apply:
+        fields = fields_of(AUGMENTATIONS[name], config.augment)
+        said.append(f"{name} ({', '.join(f'{field} {x}' for field, x in fields.items())})")
+    return "; ".join(said)
 
 
 def _section(title: str, facts: dict[str, str]) -> list[str]:
@@ -163,6 +182,6 @@ def _limits(loaded: Loaded, run: Run, scores: dict | None) -> list[str]:
         "A score is no probability; at which score a box is worth a look depends on the use.",
         "Any other finding than the classes above goes unseen.",
     ]
-    if config.augment.flip:
+    if "affine" in config.augment.apply and config.augment.flip:
         limits.append("Trained with mirrored films: it does not tell a film that was turned over.")
     return limits

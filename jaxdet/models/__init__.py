@@ -11,28 +11,36 @@ Its arguments are fields of `config.model`, by name, and what `create` has made 
 What it wants to know of the training boxes beforehand is filled in where the config has None:
 `planned` names those fields, with values that do until then, and `plan(model, boxes, labels,
 image_size)` gives them. Where places of its output answer for boxes, `priors()` and
-`match(targets)` tell which, and `reach(boxes)` how well they could: `inspect` shows it.
+`match(targets)` tell which, and `reach(boxes)` how well they could: `inspect` shows it. `names` has
+what files of others call the arrays of its heads, and may be empty; `frozen_epsilon` is that of
+frozen BatchNorm in such files.
 
 A backbone is a module with `out_channels`, the channels of C2 to C5, that makes those four of
 images: `backbone(images, train) -> [C2, C3, C4, C5]`, C at level l 1/2**l of the image, rounded up.
 What comes first in it is called `stem`, the rest `stages/0` to `stages/3` (for the learning rate,
-and what is frozen); `names` has what files of others call its arrays, and may be empty. Its
-arguments are fields of `config.model.backbone`, by name.
+and what is frozen). Its arguments are those fields of `config.model.backbone` that its signature
+names; `depths` has what `depth` may be, if it takes one. `names` has what files of others call its
+arrays, and may be empty; `epsilon` is that of its normalisation.
+
+Random layers, such as `nnx.Dropout(rate, rngs=rngs)`, draw from what `seed` gives them in each step
+of training, and are no part of the state: nothing of them is saved.
 """
 
 from typing import Any
 
+import jax
 from flax import nnx
 
 from jaxdet.doors import choose, fields_of
 from jaxdet.models.convnext import ConvNeXt
+from jaxdet.models.fcos import FCOS
 from jaxdet.models.resnet import ResNet
 from jaxdet.models.retinanet import RetinaNet
 from jaxdet.ops.box_coder import BOX_CODERS
 from jaxdet.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from jaxdet.ops.matching import MATCHERS
 
-DETECTORS = {"retinanet": RetinaNet}
+DETECTORS = {"retinanet": RetinaNet, "fcos": FCOS}
 BACKBONES = {"resnet": ResNet, "convnext": ConvNeXt}
 
 
@@ -72,8 +80,20 @@ def as_if_planned(model: Any) -> dict[str, Any]:
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Its structure, its parameters, and its BatchNorm statistics (`batch_stats`)."""
+    """Its structure, its parameters, and its BatchNorm statistics (`batch_stats`).
+
+    The keys of its random layers are taken away, see `seed`.
+    """
+    nnx.pop(model, nnx.RngState)
     return nnx.split(model, nnx.Param, nnx.BatchStat)
+
+
+def seed(model: nnx.Module, key: jax.Array) -> None:
+    """Give each random layer of a merged model a key of its own, made from `key`."""
+    streams = [part for _, part in nnx.iter_graph(model) if isinstance(part, nnx.RngStream)]
+    for i, stream in enumerate(streams):
+        fresh = nnx.RngStream(jax.random.fold_in(key, i), tag=stream.tag)
+        stream.key, stream.count = fresh.key, fresh.count
 
 
 def abstract(

@@ -58,9 +58,13 @@ class Downsample(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Each channel over 7x7 locations, then each location over its channels, beside a shortcut."""
+    """Each channel over 7x7 locations, then each location over its channels, beside a shortcut.
 
-    def __init__(self, channels, *, dtype, rngs):
+    With probability `drop_path` an image takes the shortcut alone, and the rest is scaled up by as
+    much as is then missing on average: stochastic depth (Huang et al. 2016).
+    """
+
+    def __init__(self, channels, drop_path, *, dtype, rngs):
         options = {"kernel_init": truncated_normal, "dtype": dtype, "rngs": rngs}
         self.depthwise = nnx.Conv(
             channels, channels, (7, 7), padding=3, feature_group_count=channels, **options
@@ -69,27 +73,31 @@ class Block(nnx.Module):
         self.expand = nnx.Linear(channels, 4 * channels, **options)
         self.reduce = nnx.Linear(4 * channels, channels, **options)
         self.layer_scale = nnx.Param(jnp.full(channels, LAYER_SCALE))
+        self.drop_path = nnx.Dropout(
+            drop_path, broadcast_dims=(1, 2, 3), rngs=rngs if drop_path else None
+        )
 
-    def __call__(self, x):
+    def __call__(self, x, train):
         y = self.expand(self.norm(self.depthwise(x)))
         y = self.reduce(nnx.gelu(y, approximate=False))
-        return x + self.layer_scale[...].astype(y.dtype) * y
+        y = self.layer_scale[...].astype(y.dtype) * y
+        return x + self.drop_path(y, deterministic=not train)
 
 
 class Stage(nnx.Module):
     """Half the size of what comes in, but for the first, and blocks."""
 
-    def __init__(self, in_channels, channels, num_blocks, *, remat, dtype, rngs):
+    def __init__(self, in_channels, channels, drop_paths, *, remat, dtype, rngs):
         options = {"dtype": dtype, "rngs": rngs}
         changes = in_channels != channels
         self.downsample = Downsample(in_channels, channels, **options) if changes else None
-        self.blocks = nnx.List([Block(channels, **options) for _ in range(num_blocks)])
+        self.blocks = nnx.List([Block(channels, rate, **options) for rate in drop_paths])
         self.remat = remat
 
-    def __call__(self, x):
+    def __call__(self, x, train):
         x = x if self.downsample is None else self.downsample(x)
         for block in self.blocks:
-            x = run_block(block, x, remat=self.remat)
+            x = run_block(block, x, train, remat=self.remat)
         return x
 
 
@@ -113,7 +121,7 @@ def names_in_files() -> dict[str, tuple[str, ...]]:
 
 
 class ConvNeXt(nnx.Module):
-    """A backbone (see `jaxdet.models`), without the paper's stochastic depth.
+    """A backbone (see `jaxdet.models`).
 
     Its patches begin where the anchors' locations are: location k of level l looks around
     (k + 1/2) * 2**l, half a stride beyond them, which the box head learns.
@@ -123,6 +131,8 @@ class ConvNeXt(nnx.Module):
         width: channels of the first stage (96 in the paper); later stages double it.
         frozen_stages: how much does not learn: 0 nothing, 1 the stem, 2 the first stage too, up
             to 5.
+        drop_path: how often an image skips the last block in training; the others less often, in
+            a straight line down to never for the first (0.1 for Tiny in the paper, 0.4 for Small).
         remat: keep no activations inside a block for its gradient: less memory, more time.
         in_channels: 1 for a radiograph.
         dtype: of the computation; parameters are float32.
@@ -131,7 +141,8 @@ class ConvNeXt(nnx.Module):
         ConfigError: for a value it cannot follow.
     """
 
-    names = names_in_files()
+    depths = tuple(BLOCKS)
+    names, epsilon = names_in_files(), EPSILON
 
     def __init__(
         self,
@@ -139,6 +150,7 @@ class ConvNeXt(nnx.Module):
         depth: int,
         width: int,
         frozen_stages: int,
+        drop_path: float = 0.0,
         remat: bool = False,
         in_channels: int = 1,
         dtype: DTypeLike = jnp.float32,
@@ -150,9 +162,13 @@ class ConvNeXt(nnx.Module):
         self.frozen_stages = frozen_stages
         self.out_channels = tuple(width * 2**stage for stage in range(4))
         self.stem = Stem(in_channels, width, dtype=dtype, rngs=rngs)
-        sizes = zip((width, *self.out_channels), self.out_channels, BLOCKS[depth], strict=False)
         options = {"remat": remat, "dtype": dtype, "rngs": rngs}
-        self.stages = nnx.List([Stage(*size, **options) for size in sizes])
+        channels, block, stages = width, 0, []
+        for out_channels, num_blocks in zip(self.out_channels, BLOCKS[depth], strict=True):
+            rates = [drop_path * i / (depth - 1) for i in range(block, block + num_blocks)]
+            stages.append(Stage(channels, out_channels, rates, **options))
+            channels, block = out_channels, block + num_blocks
+        self.stages = nnx.List(stages)
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> list[jax.Array]:
         """C2 to C5: features at 1/4, 1/8, 1/16 and 1/32 of the image, rounded up."""
@@ -160,7 +176,7 @@ class ConvNeXt(nnx.Module):
         x = self.stem(x)
         x = jax.lax.stop_gradient(x) if self.frozen_stages >= 1 else x
         for i, stage in enumerate(self.stages, start=2):
-            x = stage(x)
+            x = stage(x, train and self.frozen_stages < i)
             x = jax.lax.stop_gradient(x) if self.frozen_stages >= i else x
             features.append(x)
         return features

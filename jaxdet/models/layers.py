@@ -13,7 +13,7 @@ from jaxdet import ConfigError
 # Also for the networks, which take all their layers from here.
 from jaxdet.kernels.nn import BatchNorm, Conv, conv_norm, max_pool, relu  # noqa: F401
 
-EPSILON = 1e-5  # of every normalisation that learns: torch's
+EPSILON = 1e-5  # of normalisation that learns, unless a backbone has another: torch's
 
 # What torch calls the arrays of a layer.
 IN_TORCH = {
@@ -125,9 +125,17 @@ class Norm(nnx.Module):
         ConfigError: for channels that 8 does not divide.
     """
 
-    def __init__(self, kind: str, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        kind: str,
+        channels: int,
+        *,
+        epsilon: float = EPSILON,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         if kind == "batch":
-            self.layer = BatchNorm(channels, momentum=0.9, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+            self.layer = BatchNorm(channels, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
         elif kind == "frozen_batch":
             self.layer = FrozenBatchNorm(channels, dtype=dtype)
         elif kind == "group":
@@ -138,7 +146,7 @@ class Norm(nnx.Module):
                     f"GroupNorm needs channels in eights, not {channels}",
                 )
             self.layer = nnx.GroupNorm(
-                channels, num_groups=groups, epsilon=EPSILON, dtype=dtype, rngs=rngs
+                channels, num_groups=groups, epsilon=epsilon, dtype=dtype, rngs=rngs
             )
         else:
             raise ValueError(f"norm: {kind!r} is not one of batch, frozen_batch, group")
@@ -154,7 +162,7 @@ class Norm(nnx.Module):
         if isinstance(layer, FrozenBatchNorm):
             return scale_and_shift(layer, 0.0)
         if isinstance(layer, nnx.BatchNorm) and not train:
-            return scale_and_shift(layer, EPSILON)
+            return scale_and_shift(layer, layer.epsilon)
         return None
 
 

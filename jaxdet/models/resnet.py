@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxdet import ConfigError
 from jaxdet.models.layers import (
+    EPSILON,
     Norm,
     OnesConv,
     conv,
@@ -34,7 +35,7 @@ class Stem(nnx.Module):
         self.norm = Norm(norm, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, train):
-        kernel = self.conv.kernel[...]
+        kernel = jnp.asarray(self.conv.kernel[...])
         if self.ones is not None:  # one convolution of two channels
             x = jnp.concatenate([x, jnp.ones_like(x)], axis=-1)
             kernel = jnp.concatenate([kernel, self.ones.kernel[...]], axis=2)
@@ -127,8 +128,9 @@ class ResNet(nnx.Module):
         ConfigError: for a value it cannot follow.
     """
 
+    depths = tuple(BLOCKS)
     norms = ("batch", "frozen_batch", "group")
-    names = names_in_files()
+    names, epsilon = names_in_files(), EPSILON
 
     def __init__(
         self,

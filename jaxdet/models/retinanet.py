@@ -1,8 +1,6 @@
 """RetinaNet (Lin et al. 2017, "Focal Loss for Dense Object Detection")."""
 
 import functools
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,19 +12,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdet.models.fpn import FPN
-from jaxdet.models.layers import Norm, conv, relu
+from jaxdet.models.heads import MOST_DEPTH, PRIOR_BIAS, Head, detections_of_scores, join
+from jaxdet.models.layers import names_of_layer
 from jaxdet.ops import anchors
 from jaxdet.ops.box_coder import BoxCoder
 from jaxdet.ops.boxes import Targets
 from jaxdet.ops.losses import anchor_losses, image_loss
 from jaxdet.ops.matching import Priors, count_unmatched
-from jaxdet.ops.nms import Detections, select_detections
-
-# The probability that an untrained anchor gives to each class (paper, section 4.1). It belongs on
-# the class head alone.
-PRIOR = 0.01
-
-small_normal = nnx.initializers.normal(0.01)
+from jaxdet.ops.nms import Detections
 
 
 class Outputs(NamedTuple):
@@ -37,54 +30,32 @@ class Outputs(NamedTuple):
     image_logits: Float[Array, "batch labels"] | None  # each class, then "any finding"
 
 
-class Head(nnx.Module):
-    """A tower of 3x3 convolutions shared by all levels; a row of `outputs` values an anchor."""
-
-    def __init__(
-        self, channels, hidden, depth, num_anchors, outputs, final_bias, *, norm, dtype, rngs
-    ):
-        def layer(channels_in, channels_out, bias_init=nnx.initializers.zeros, bias=True):
-            return conv(
-                channels_in, channels_out, 3,
-                bias=bias, kernel_init=small_normal, bias_init=bias_init, dtype=dtype, rngs=rngs,
-            )  # fmt: skip
-
-        sizes = [channels] + [hidden] * depth
-        normed = norm != "none"
-        self.tower = nnx.List([layer(a, b, bias=not normed) for a, b in itertools.pairwise(sizes)])
-        self.norms = nnx.List(
-            [Norm(norm, hidden, dtype=dtype, rngs=rngs) for _ in range(depth if normed else 0)]
-        )
-        self.final = layer(sizes[-1], num_anchors * outputs, nnx.initializers.constant(final_bias))
-        self.outputs = outputs
-
-    def __call__(self, x, train):
-        for i, layer in enumerate(self.tower):
-            x = layer(x)
-            x = relu(self.norms[i](x, train) if self.norms else x)
-        return self.final(x).reshape(x.shape[0], -1)
-
-
 def detections_of_image(
     outputs: Outputs, priors: Priors, box_coder: BoxCoder, **inference
 ) -> Detections:
-    """The detections of one image; see `nms.select_detections` for the rule and its numbers.
-
-    "No finding" is as probable as `image_logits` say, where there are some.
-    """
-    starts = np.cumsum([len(level) for level in priors.pyramid])[:-1]
+    """The detections of one image: a class is as probable as its logit says."""
     scores = jax.nn.sigmoid(outputs.class_logits.astype(jnp.float32))
-    offsets = jnp.split(outputs.box_offsets, starts)
+    rest = outputs.box_offsets, outputs.image_logits, priors, box_coder
+    return detections_of_scores(scores, *rest, **inference)
 
-    def decode(level, chosen):
-        some = offsets[level][chosen].astype(jnp.float32)
-        return box_coder.decode(some, jnp.asarray(priors.pyramid[level])[chosen])
 
-    normal = None
-    if outputs.image_logits is not None:
-        normal = 1 - jax.nn.sigmoid(outputs.image_logits[-1].astype(jnp.float32))
-    levels = jnp.split(scores, starts)
-    return select_detections(levels, decode, priors.image_size, normal, **inference)
+def names_in_files() -> dict[str, tuple[str, ...]]:
+    """What torchvision calls each array of the heads, now and before.
+
+    In older files the layers of a head are not yet blocks of convolution and normalisation, and the
+    ReLUs are counted too.
+    """
+    names = {}
+    for ours, theirs, final in (
+        ("class_head", "head.classification_head", "cls_logits"),
+        ("box_head", "head.regression_head", "bbox_reg"),
+    ):
+        for i in range(MOST_DEPTH):
+            block = f"{theirs}.conv.{i}"
+            names |= names_of_layer(f"{ours}/tower/{i}", f"{block}.0", f"{theirs}.conv.{2 * i}")
+            names |= names_of_layer(f"{ours}/norms/{i}/layer", f"{block}.1")
+        names |= names_of_layer(f"{ours}/final", f"{theirs}.{final}")
+    return names
 
 
 class RetinaNet(nnx.Module):
@@ -114,6 +85,9 @@ class RetinaNet(nnx.Module):
 
     # What `plan` chooses where it is None, with values that do until then.
     planned: ClassVar = {"levels": (3, 4, 5), "anchor_scales": (1.0,), "aspect_ratios": (1.0,)}
+    names: ClassVar = names_in_files()
+    # torchvision loads its COCO weights into frozen BatchNorm without an epsilon.
+    frozen_epsilon: ClassVar = 0.0
 
     def __init__(
         self,
@@ -149,14 +123,15 @@ class RetinaNet(nnx.Module):
             rngs=rngs,
         )
         num_anchors = len(anchor_scales) * len(aspect_ratios)
-        tower = (fpn_channels, head_channels, head_depth, num_anchors)
-        head = {"norm": head_norm, "dtype": dtype, "rngs": rngs}
-        self.class_head = Head(*tower, num_classes, -math.log((1 - PRIOR) / PRIOR), **head)
-        self.box_head = Head(*tower, 4, 0.0, **head)
+        tower = (fpn_channels, head_channels, head_depth)
+        head = {"norm": head_norm, "bias": head_norm == "none", "dtype": dtype, "rngs": rngs}
+        self.class_head = Head(*tower, num_anchors * num_classes, PRIOR_BIAS, **head)
+        self.box_head = Head(*tower, num_anchors * 4, **head)
         pooled = backbone.out_channels[-1]
         self.image_head = (
             nnx.Linear(pooled, num_classes + 1, dtype=dtype, rngs=rngs) if image_head else None
         )
+        self.num_classes = num_classes
         self.levels, self.image_size = tuple(levels), (image_size, image_size)
         self.anchor_scales, self.aspect_ratios = tuple(anchor_scales), tuple(aspect_ratios)
         self.matcher, self.box_coder = matcher, box_coder
@@ -172,15 +147,9 @@ class RetinaNet(nnx.Module):
         """
         features = self.backbone(images, train)
         pyramid = self.fpn(features)
-        class_logits = [self.class_head(x, train) for x in pyramid]
-        box_offsets = [self.box_head(x, train) for x in pyramid]
-
-        def join(levels, size):  # long rows are joined faster than short ones
-            return jnp.concatenate(levels, axis=1).reshape(images.shape[0], -1, size)
-
         return Outputs(
-            join(class_logits, self.class_head.outputs),
-            join(box_offsets, self.box_head.outputs),
+            join([self.class_head(x, train) for x in pyramid], self.num_classes),
+            join([self.box_head(x, train) for x in pyramid], 4),
             self.image_head(features[-1].mean(axis=(1, 2))) if self.image_head else None,
         )
 

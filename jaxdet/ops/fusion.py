@@ -1,4 +1,4 @@
-"""The readers' boxes of an image fused into one list, for all images at once."""
+"""Fusion of several readers' (or detectors') boxes of an image, for all images at once."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from jaxdet.ops.boxes import BoxTable, iou
 
 
 class Method(NamedTuple):
-    """A way of fusing, as `parse` reads it."""
+    """A fusion method, as `parse` reads it."""
 
     name: str  # none, nms, wbf, votes or agree
     iou_threshold: float = 0.0
@@ -18,7 +18,7 @@ class Method(NamedTuple):
 
 
 def parse(method: str) -> Method:
-    """The method that a string such as "wbf@0.4" or "agree@0.4:2" names; "raw" is "none".
+    """Parse a method such as "wbf@0.4" or "agree@0.4:2"; "raw" is another name of "none".
 
     Raises:
         InputError: for an unknown method, an IoU that is not in [0, 1), or readers below 1.
@@ -46,7 +46,11 @@ def parse(method: str) -> Method:
 
 
 def parse_detections(method: str) -> Method:
-    """As `parse`, of the methods that take scored boxes: "wbf@IOU" and "nms@IOU"."""
+    """As `parse`, but only methods for boxes with scores: "wbf@IOU" and "nms@IOU".
+
+    Raises:
+        InputError: as `parse`, and for another method.
+    """
     parsed = parse(method)
     if parsed.name not in ("wbf", "nms"):
         raise InputError(f"{method!r} is not wbf@IOU or nms@IOU")
@@ -63,21 +67,22 @@ def fuse(
     scores: Float[np.ndarray, "n"] | None = None,
     shares: Float[np.ndarray, "n"] | None = None,
 ) -> BoxTable:
-    """Fuse boxes of one image and class that overlap.
+    """Fuse overlapping boxes of the same image and class.
 
-    "none" keeps every box. The others take the boxes by descending score.
-    "nms@T" drops a box that overlaps an earlier kept one by an IoU above T.
-    "wbf@T" is weighted boxes fusion (Solovyev et al. 2021): a box joins the cluster whose mean,
-    weighted by score, it overlaps most, if by an IoU above T, or opens one; what comes out are the
-    means, scored by the mean score times min(boxes, num_readers) / num_readers.
-    "votes@T" are the boxes of "wbf@T" scored by the share of readers in the cluster, however many
-    boxes a reader drew there.
-    "agree@T:K" are those boxes of "wbf@T" that at least K readers had a part in.
+    - "none" keeps every box. All others take the boxes of an image and class by descending score.
+    - "nms@T" drops a box if its IoU with a kept box is above T.
+    - "wbf@T" is weighted boxes fusion (Solovyev et al. 2021). A cluster's box is the mean of its
+      boxes, weighted by score. A box joins the cluster with the highest IoU if that is above T,
+      else it starts a new one. The result has the box of each cluster, with the mean of the scores
+      times min(boxes, num_readers) / num_readers.
+    - "votes@T" has the boxes of "wbf@T", scored by the share of readers with a box in the cluster;
+      several boxes of one reader count once.
+    - "agree@T:K" has the boxes and scores of "wbf@T" for clusters of at least K readers.
 
-    Readers' boxes being equal in score, their order decides: the reader who comes last in the table
-    goes first, and with each reader the last row. It is that of weighted_boxes_fusion in
-    ensemble-boxes, given one list per reader in the order of the table (its NMS orders equals in
-    other ways). The package leaves boxes without area out; here they stay, and overlap nothing.
+    Readers' boxes have equal scores, so their order matters: the last reader of the table first,
+    and the last row of each reader first. This is the order of weighted_boxes_fusion in
+    ensemble-boxes if it gets one list per reader in the order of the table (its NMS breaks ties
+    differently). That package drops boxes without area; here they are kept, and overlap nothing.
 
     Args:
         method: see `parse`.
@@ -85,10 +90,11 @@ def fuse(
             any unit.
         num_readers: readers of an image.
         scores: of each box, above 0; 1 if left out.
-        shares: of each box, what its reader counts among all who could have drawn it, above 0: a
-            box then counts with its score times that, and "wbf@T" scores a cluster by the mean
-            score, weighted by share, times the sum of the shares of the readers in it, however many
-            boxes a reader has there. That is the `conf_type` "box_and_model_avg" of ensemble-boxes.
+        shares: of each box, above 0: the weight of its reader, as share of the weights of all
+            readers who could have drawn it. A box's weight is then its score times its share, and
+            "wbf@T" scores a cluster by the mean score, weighted by share, times the sum of the
+            shares of its readers (each counted once). This is the `conf_type` "box_and_model_avg"
+            of ensemble-boxes.
 
     Returns:
         The fused boxes by image, label and descending score.
@@ -118,7 +124,7 @@ def fuse(
         new = (np.diff(image, prepend=-1) != 0) | (np.diff(labels, prepend=-1) != 0)
         group = np.cumsum(new) - 1
         cluster = _cluster(boxes, counts, group, how.iou_threshold, moves=how.name != "nms")
-        # A cluster is called after its first row, which becomes its box.
+        # The first row of a cluster takes the cluster's box.
         kept, member = np.unique(cluster, return_inverse=True)
         if how.name != "nms":
             total = np.zeros((len(kept), 4))
@@ -146,23 +152,24 @@ def fuse(
 
 
 def _cluster(boxes, scores, group, iou_threshold, moves) -> Int[np.ndarray, "n"]:
-    """For each box the first row of the cluster that it joins, its own if it opens one.
+    """For each box the first row of the cluster that it joins; its own row if it starts one.
 
-    `group` numbers the runs of rows of one image and class. A cluster is where the mean of its
-    boxes weighted by score is, or its first if not `moves`.
+    Args:
+        group: number of the image and class of each row, ascending.
+        moves: whether a cluster's box is the mean of its boxes, weighted by score; else its first.
     """
-    # Largest groups first; step k takes the k-th box of the first so many groups, all at once.
+    # Groups in parallel, largest first: step k takes the k-th box of every group that has one.
     sizes = np.bincount(group)
     largest_first = np.argsort(-sizes, kind="stable")
     starts, sizes = (np.cumsum(sizes) - sizes)[largest_first], sizes[largest_first]
-    # Row start + s of a group holds its s-th cluster.
+    # The s-th cluster of a group is kept in row start + s.
     mean, total, weight = np.zeros_like(boxes), np.zeros_like(boxes), np.zeros(len(boxes))
     first, result = np.zeros(len(boxes), np.int64), np.zeros(len(boxes), np.int64)
     opened = np.zeros(len(starts), np.int64)
     for k in range(sizes.max(initial=0)):
         some = np.arange(np.searchsorted(-sizes, -k))  # the groups with more than k boxes
         row = starts[some] + k
-        # At most k are opened, so these are rows of the group; one not opened is an empty box.
+        # At most k clusters exist, so these rows are the group's own; unused ones are empty boxes.
         slots = np.arange(max(opened[some].max(), 1))
         overlap = iou(mean[starts[some, None] + slots], boxes[row, None])
         best = overlap.argmax(axis=1)

@@ -1,6 +1,11 @@
-"""Scores: average precision by the rule of PASCAL VOC 2010, how sure it is, and FROC."""
+"""Array functions for scores: matching, average precision, FROC, ranking areas, the bootstrap.
 
-from collections.abc import Sequence
+Average precision follows PASCAL VOC 2010. `jaxdet/evaluation/metrics.py` has the table of metrics.
+Sums take a weight for each image, so that one call scores a whole bootstrap: `weights` has a row
+for each sample, and in it how often each image was drawn; a row of ones gives the score itself.
+"""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -8,15 +13,22 @@ from jaxtyping import Bool, Float, Int
 from jaxdet.ops.boxes import BoxTable, area, iou
 
 FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # per image: the rates of the LUNA16 challenge
+_SAMPLES_AT_ONCE = 64  # of `average_precision`: more no longer fit a CPU's cache
 
 
-def match(
+def by_score(detections: BoxTable) -> BoxTable:
+    """The rows by descending score over all images; equal scores keep their order."""
+    order = np.argsort(-detections.scores, kind="stable")
+    return BoxTable(*(column[order] for column in detections))
+
+
+def pairs(
     detections: BoxTable, truth: BoxTable, other_class: bool = False
-) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """For each detection, the truth of its image and class that it overlaps most, and the IoU.
+) -> tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"], Float[np.ndarray, "pairs"]]:
+    """Rows (detection, truth, IoU) of every pair in the same image and of the same class that
+    overlaps, by detection and then by truth.
 
-    The first of equals; -1 and 0 where nothing overlaps. With `other_class`, the truths of its
-    image that are *not* of its class.
+    With `other_class`, of the same image and *different* classes.
     """
     num_classes = 1 + max(detections.labels.max(initial=0), truth.labels.max(initial=0))
     key, wanted = truth.image, detections.image
@@ -27,32 +39,41 @@ def match(
     start = np.searchsorted(key[by_key], wanted, "left")
     count = np.searchsorted(key[by_key], wanted, "right") - start
 
-    # A row for every pair of a detection with a truth that it may overlap.
     detection = np.repeat(np.arange(len(wanted)), count)
     nth = np.arange(len(detection)) - np.repeat(np.cumsum(count) - count, count)
     candidate = by_key[np.repeat(start, count) + nth]
-    if other_class:
-        other = detections.labels[detection] != truth.labels[candidate]
-        detection, candidate, nth = detection[other], candidate[other], nth[other]
     overlap = iou(detections.boxes[detection], truth.boxes[candidate])
+    kept = overlap > 0
+    if other_class:
+        kept &= detections.labels[detection] != truth.labels[candidate]
+    return detection[kept], candidate[kept], overlap[kept]
 
-    best, best_overlap = np.full(len(wanted), -1), np.zeros(len(wanted))
-    # By rising IoU, the first of equals last: what is written last stays.
-    order = np.lexsort((-nth, overlap))
-    order = order[overlap[order] > 0]
+
+def match(
+    detections: BoxTable, truth: BoxTable, other_class: bool = False
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """For each detection, the truth of its image and class with the highest IoU, and that IoU.
+
+    The first of equals; -1 and 0 where nothing overlaps. With `other_class`, among the truths of
+    its image that are *not* of its class.
+    """
+    detection, candidate, overlap = pairs(detections, truth, other_class)
+    best, best_overlap = np.full(len(detections.image), -1), np.zeros(len(detections.image))
+    # Lowest IoU first, and the first of equals last: later assignments overwrite earlier ones.
+    order = np.lexsort((-candidate, overlap))
     best[detection[order]] = candidate[order]
     best_overlap[detection[order]] = overlap[order]
     return best, best_overlap
 
 
-def _by_score(detections: BoxTable) -> BoxTable:
-    """By descending score over the whole set, equal ones as they stand."""
-    order = np.argsort(-detections.scores, kind="stable")
-    return BoxTable(*(column[order] for column in detections))
+def first_to_reach(
+    best: Int[np.ndarray, "n"], overlap: Float[np.ndarray, "n"], iou_threshold: float
+) -> Bool[np.ndarray, "n"]:
+    """Which detections, best score first, are true positives: see `average_precision`.
 
-
-def _true_positives(best, overlap, iou_threshold) -> Bool[np.ndarray, "n"]:
-    """Which of the detections, best score first, is the first to reach its best truth."""
+    Args:
+        best, overlap: of those detections, as `match` gives them.
+    """
     close = np.flatnonzero((best >= 0) & (overlap > iou_threshold))
     result = np.zeros(len(best), bool)
     result[close[np.unique(best[close], return_index=True)[1]]] = True
@@ -62,75 +83,163 @@ def _true_positives(best, overlap, iou_threshold) -> Bool[np.ndarray, "n"]:
 def true_positives(
     detections: BoxTable, truth: BoxTable, iou_threshold: float
 ) -> tuple[Bool[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """Which detections are true positives (see `average_precision`), and the truth of the same
-    image and class that each overlaps most, or -1. Both in the order of the table."""
+    """Which detections are true positives (see `average_precision`), and for each detection the
+    truth of its image and class with the highest IoU, or -1. In the order of `detections`."""
     order = np.argsort(-detections.scores, kind="stable")
-    best, overlap = match(_by_score(detections), truth)
+    best, overlap = match(by_score(detections), truth)
     is_true, target = np.zeros(len(best), bool), np.zeros(len(best), np.int64)
-    is_true[order], target[order] = _true_positives(best, overlap, iou_threshold), best
+    is_true[order], target[order] = first_to_reach(best, overlap, iou_threshold), best
     return is_true, target
 
 
-def without_those_in_crowds(
-    detections: BoxTable, truth: BoxTable, crowds: BoxTable, iou_threshold: float
-) -> BoxTable:
-    """The detections that are judged: COCO's crowds are regions where others are not.
+def share_in_crowds(detections: BoxTable, crowds: BoxTable) -> Float[np.ndarray, "n"]:
+    """For each detection the largest share of its area inside a crowd of its image and class.
 
-    Left out is what is no true positive, and has more than `iou_threshold` of its own area in a
-    crowd of its image and class (pycocotools, `iscrowd`).
+    A crowd is a region in which COCO does not count false positives (`iscrowd` of pycocotools).
     """
-    is_true, _ = true_positives(detections, truth, iou_threshold)
-    whole, inside = area(detections.boxes), np.zeros(len(is_true), bool)
+    result, whole = np.zeros(len(detections.image)), area(detections.boxes)
     for image, label, box in zip(crowds.image, crowds.labels, crowds.boxes, strict=True):
         mine = np.flatnonzero((detections.image == image) & (detections.labels == label))
         boxes = detections.boxes[mine]
-        common = np.concatenate(
-            [np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])], axis=1
-        )
-        inside[mine] |= area(common) > iou_threshold * whole[mine]
-    kept = is_true | ~inside
-    return BoxTable(*(column[kept] for column in detections))
+        corners = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+        share = area(np.concatenate(corners, axis=1)) / np.maximum(whole[mine], 1e-9)
+        result[mine] = np.maximum(result[mine], share)
+    return result
+
+
+def top_of_each_image(detections: BoxTable, limit: int) -> Bool[np.ndarray, "n"]:
+    """Which detections are among the `limit` best of their image and class.
+
+    Args:
+        detections: best score first.
+    """
+    group = np.stack([detections.image, detections.labels])
+    order = np.lexsort(group)  # stable, so best score first within a group
+    rows = np.arange(len(order))
+    new = np.any(np.diff(group[:, order], prepend=-1), axis=0)
+    result = np.zeros(len(order), bool)
+    result[order] = rows - np.maximum.accumulate(np.where(new, rows, 0)) < limit
+    return result
+
+
+def coco_true_positives(
+    detections: BoxTable, truth: BoxTable, iou_thresholds: Sequence[float]
+) -> Bool[np.ndarray, "thresholds n"]:
+    """Which detections are true positives at each IoU by COCO's rule (COCOeval of pycocotools).
+
+    Unlike PASCAL VOC's rule, an IoU equal to the threshold is enough, and a detection whose best
+    truth is taken gets the next best one that is free.
+
+    Args:
+        detections: best score first.
+    """
+    rows, candidates, overlaps = pairs(detections, truth)
+    # Best detection first; of its truths the highest IoU, and of equal ones the last.
+    order = np.lexsort((-candidates, -overlaps, rows))
+    order = order[overlaps[order] >= min(iou_thresholds)]
+    possible = list(zip(*(x[order].tolist() for x in (rows, candidates, overlaps)), strict=True))
+    result = np.zeros((len(iou_thresholds), len(detections.image)), bool)
+    for threshold, is_true in zip(iou_thresholds, result, strict=True):
+        taken = set()
+        for row, candidate, overlap in possible:
+            if overlap >= threshold and not is_true[row] and candidate not in taken:
+                is_true[row] = True
+                taken.add(candidate)
+    return result
 
 
 def area_under_curve(
-    true_positive: Bool[np.ndarray, "n"],
-    weight: Int[np.ndarray, "n"],
-    num_truth: int | np.integer,
-) -> float:
-    """Area under the monotone precision-recall curve of detections, best score first; each counts
-    `weight` times. NaN without ground truth.
+    is_true: Bool[np.ndarray, "thresholds n"],
+    weight: Int[np.ndarray, "n samples"],
+    num_truth: Int[np.ndarray, "samples"],
+) -> Float[np.ndarray, "thresholds samples"]:
+    """Area under the precision-recall curve with precision made monotone: what average precision
+    is. NaN for a sample without ground truth.
 
-    Precision is highest right after a true positive, so no other point is needed.
+    Precision peaks at true positives, so the curve is computed only at those.
+
+    Args:
+        is_true: true positives at each IoU threshold; detections of one class, best score first.
+        weight: how often each detection counts in each sample.
+        num_truth: boxes of the class in each sample.
     """
-    found, seen = np.cumsum(weight[true_positive]), np.cumsum(weight)[true_positive]
-    precision = found / np.maximum(seen, 1)  # 0 as long as nothing counts
-    monotone = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(weight[true_positive] @ monotone / num_truth) if num_truth else np.nan
+    columns = np.flatnonzero(is_true.any(axis=0))
+    area = np.zeros((len(is_true), len(num_truth)))
+    if len(columns):
+        starts = np.append(0, columns[:-1] + 1)
+        seen = np.add.reduceat(weight[: columns[-1] + 1], starts, axis=0).cumsum(axis=0)
+        found = weight[columns] * is_true[:, columns, None].astype(float)
+        monotone = found.cumsum(axis=1)
+        monotone /= np.maximum(seen, 1)
+        np.maximum.accumulate(monotone[:, ::-1], axis=1, out=monotone[:, ::-1])
+        area = (found * monotone).sum(axis=1)
+    return np.where(num_truth > 0, area / np.maximum(num_truth, 1), np.nan)
+
+
+def weighted_average_precision(
+    is_true: Bool[np.ndarray, "thresholds n"],
+    detections: BoxTable,
+    truth: BoxTable,
+    num_classes: int,
+    weights: Int[np.ndarray, "samples images"],
+    ignored: Bool[np.ndarray, "thresholds n"] | None = None,
+) -> Float[np.ndarray, "samples thresholds classes"]:
+    """Average precision in each sample at each threshold of each class; NaN without ground truth.
+
+    Args:
+        is_true: true positives at each IoU threshold.
+        detections: best score first.
+        ignored: detections that do not count at each threshold, such as those in crowds.
+    """
+    if ignored is not None and ignored.any():
+        parts = []
+        for hits, out in zip(is_true, ignored, strict=True):
+            table = BoxTable(*(column[~out] for column in detections))
+            part = hits[None, ~out], table, truth, num_classes, weights
+            parts.append(weighted_average_precision(*part))
+        return np.concatenate(parts, axis=1)
+    result = np.full((len(weights), len(is_true), num_classes), np.nan)
+    rows_of = [np.flatnonzero(detections.labels == label) for label in range(num_classes)]
+    truth_of = [truth.image[truth.labels == label] for label in range(num_classes)]
+    for start in range(0, len(weights), _SAMPLES_AT_ONCE):
+        some = slice(start, start + _SAMPLES_AT_ONCE)
+        drawn = np.ascontiguousarray(weights[some].T)
+        for label, (rows, true) in enumerate(zip(rows_of, truth_of, strict=True)):
+            area = area_under_curve(
+                is_true[:, rows], drawn[detections.image[rows]], drawn[true].sum(axis=0)
+            )
+            result[some, :, label] = area.T
+    return result
 
 
 def average_precision(
-    detections: BoxTable, truth: BoxTable, iou_thresholds: Sequence[float], num_classes: int
-) -> Float[np.ndarray, "thresholds classes"]:
+    detections: BoxTable,
+    truth: BoxTable,
+    iou_thresholds: Sequence[float],
+    num_classes: int,
+    weights: Int[np.ndarray, "samples images"] | None = None,
+) -> Float[np.ndarray, "samples thresholds classes"] | Float[np.ndarray, "thresholds classes"]:
     """Average precision of each class at each IoU; NaN for a class without ground truth.
 
-    PASCAL VOC 2010 (Everingham et al., devkit, section 4.4): the detections of all images go by
-    descending score, equal ones as they stand. One is a true positive if its IoU with the truth
-    of its image and class that it overlaps most is *above* the threshold and no better-scored one
-    has taken that truth; else it is a false positive. The area under the precision-recall curve is
-    taken with precision made monotone, at every recall.
+    PASCAL VOC 2010 (Everingham et al., devkit, section 4.4). The detections of all images are taken
+    by descending score, equal ones in the order of the table. Each is compared with the truth of
+    its image and class that it overlaps most: it is a true positive if that IoU is *above* the
+    threshold and no detection with a higher score has taken the truth, else a false positive.
+    The result is the area under the precision-recall curve, precision made monotone, at every
+    recall rather than at fixed ones.
+
+    Args:
+        weights: how often each image counts in each sample; once if left out, and the result has no
+            axis of samples.
     """
-    detections = _by_score(detections)
-    best, overlap = match(detections, truth)
-    once = np.ones(len(best), np.int64)
-    result = np.full((len(iou_thresholds), num_classes), np.nan)
-    for t, threshold in enumerate(iou_thresholds):
-        is_true = _true_positives(best, overlap, threshold)
-        for label in range(num_classes):
-            mine = detections.labels == label
-            result[t, label] = area_under_curve(
-                is_true[mine], once[mine], np.sum(truth.labels == label)
-            )
-    return result
+    detections = by_score(detections)
+    matched = match(detections, truth)
+    is_true = np.stack([first_to_reach(*matched, threshold) for threshold in iou_thresholds])
+    if weights is not None:
+        return weighted_average_precision(is_true, detections, truth, num_classes, weights)
+    num_images = 1 + max(detections.image.max(initial=-1), truth.image.max(initial=-1))
+    once = np.ones((1, num_images), np.int32)
+    return weighted_average_precision(is_true, detections, truth, num_classes, once)[0]
 
 
 def froc(
@@ -141,19 +250,19 @@ def froc(
     num_classes: int,
     false_positives: Sequence[float] = FALSE_POSITIVES,
 ) -> tuple[Float[np.ndarray, "classes rates"], Float[np.ndarray, "rates"]]:
-    """Free-response ROC: recall (sensitivity) at so many false positives per image.
+    """Free-response ROC: recall (sensitivity) at given numbers of false positives per image.
 
-    Of each class (NaN without ground truth), and of all `num_classes` pooled: their boxes and false
-    positives counted together. Classes from `num_classes` on ("No finding") are left out. True
-    positives are those of `average_precision`. An operating point is a score, with all detections
-    that reach it: given is the best recall of the points with at most that many false positives,
-    without interpolation (Bunch et al. 1978).
+    For each class (NaN without ground truth), and for all `num_classes` pooled: their boxes and
+    false positives counted together. Classes from `num_classes` on ("No finding") are left out.
+    True positives are those of `average_precision`. An operating point is a score threshold, with
+    all detections that reach it; reported is the best recall of the points that have at most the
+    given number of false positives, without interpolation (Bunch et al. 1978).
 
     Args:
-        num_images: all images read, those without ground truth or detections too.
+        num_images: all images read, also those without ground truth or detections.
     """
-    detections = _by_score(detections)
-    is_true = _true_positives(*match(detections, truth), iou_threshold)
+    detections = by_score(detections)
+    is_true = first_to_reach(*match(detections, truth), iou_threshold)
 
     def recall(mine, num_truth):
         found, scores = is_true[mine], detections.scores[mine]
@@ -173,55 +282,100 @@ def froc(
     return each, pooled
 
 
-def bootstrap_average_precision(
-    detections: BoxTable,
-    truth: BoxTable,
-    num_images: int,
-    iou_threshold: float,
-    num_classes: int,
-    *,
-    num_samples: int = 1000,
-    seed: int = 0,
-) -> Float[np.ndarray, "samples classes"]:
-    """Average precision of each class over images drawn with replacement (Efron 1979).
+def ranking_area(
+    negative: Float[np.ndarray, "n"],
+    positive: Float[np.ndarray, "m"],
+    negative_weight: Float[np.ndarray, "samples n"] | Int[np.ndarray, "samples n"],
+    positive_weight: Float[np.ndarray, "samples m"] | Int[np.ndarray, "samples m"],
+) -> Float[np.ndarray, "samples"]:
+    """The chance that a positive is rated above a negative, equal ratings counting half; NaN where
+    a sample has no positive or no negative.
 
-    An image drawn twice counts as two images, so its rows count twice; the matching, which never
-    leaves an image, is done once. A class without ground truth in a sample is NaN there. Equal
-    seeds draw equal images, so that two sets of detections can be compared sample by sample.
+    The area under the empirical ROC curve (Hanley & McNeil 1982). Ratings may be -inf: not marked.
+    """
+    order = np.argsort(negative)
+    below = np.pad(np.cumsum(negative_weight[:, order], axis=1), ((0, 0), (1, 0)))
+    first, last = (np.searchsorted(negative[order], positive, side) for side in ("left", "right"))
+    area = (positive_weight * (below[:, first] + below[:, last])).sum(axis=1) / 2
+    total = below[:, -1] * positive_weight.sum(axis=1)
+    return np.where(total > 0, area / np.where(total > 0, total, 1), np.nan)
+
+
+def weighted_afroc_area(
+    detections: BoxTable,
+    is_true: Bool[np.ndarray, "n"],
+    truth: BoxTable,
+    target: Int[np.ndarray, "n"],
+    num_classes: int,
+    weights: Int[np.ndarray, "samples images"],
+) -> Float[np.ndarray, "samples"]:
+    """Area under the weighted alternative free-response ROC (wAFROC) curve; NaN without normal or
+    without abnormal images.
+
+    Chakraborty & Zhai 2016, "On the meaning of the weighted alternative free-response operating
+    characteristic figure of merit"; Chakraborty 2017, "Observer Performance Methods for Diagnostic
+    Imaging". As the score threshold falls, the curve shows
+    - x: the share of normal images (without findings) that have a detection at or above it, false
+      positives of abnormal images being ignored;
+    - y: the share of lesions found at or above it, averaged over abnormal images. The lesions of an
+      image have equal weights that sum to 1, so an image with many counts no more than others.
+    The area is the empirical one, with a straight line from the last operating point to (1, 1): an
+    image without a detection and a lesion that is missed are both rated -inf, and ties count half.
 
     Args:
-        num_images: images are numbered from 0 below this; those without a row are drawn too.
+        detections: best score first. Labels from `num_classes` on ("No finding") are left out, here
+            and in `truth`.
+        is_true, target: the true positives, and the row of `truth` that each has found.
     """
-    detections = _by_score(detections)
-    is_true = _true_positives(*match(detections, truth), iou_threshold)
-    of_class = [
-        (is_true[mine], detections.image[mine], truth.image[truth.labels == label])
-        for label in range(num_classes)
-        for mine in [detections.labels == label]
-    ]
+    num_images = weights.shape[1]
+    lesion = np.flatnonzero(truth.labels < num_classes)
+    lesions = np.bincount(truth.image[lesion], minlength=num_images)
+    found = np.full(len(truth.image), -np.inf)
+    found[target[is_true]] = detections.scores[is_true]
+    highest = np.full(num_images, -np.inf)
+    mine = detections.labels < num_classes
+    np.maximum.at(highest, detections.image[mine], detections.scores[mine])
+    normal = np.flatnonzero(lesions == 0)
+    image = truth.image[lesion]
+    return ranking_area(
+        highest[normal], found[lesion], weights[:, normal], weights[:, image] / lesions[image]
+    )
+
+
+def resamples(
+    num_images: int, num_samples: int, samples_at_once: int = 1000, seed: int = 0
+) -> Iterator[Int[np.ndarray, "samples images"]]:
+    """Bootstrap samples of images (Efron 1979), in blocks: how often each image was drawn.
+
+    Each sample draws `num_images` images with replacement. Matching never leaves an image, so it
+    need not be repeated: an image drawn twice counts twice. The same seed draws the same images,
+    which makes differences of two runs paired.
+    """
     rng = np.random.default_rng(seed)
-    result = np.full((num_samples, num_classes), np.nan)
-    for i in range(num_samples):
-        drawn = np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
-        for label, (found, image, true) in enumerate(of_class):
-            result[i, label] = area_under_curve(found, drawn[image], drawn[true].sum())
-    return result
+    for start in range(0, num_samples, samples_at_once):
+        block = np.zeros((min(samples_at_once, num_samples - start), num_images), np.int32)
+        for sample in block:
+            drawn = rng.integers(num_images, size=num_images)
+            sample[:] = np.bincount(drawn, minlength=num_images)
+        yield block
 
 
 def mean_of_classes(
-    samples: Float[np.ndarray, "samples classes"],
+    values: Float[np.ndarray, "samples classes"],
 ) -> Float[np.ndarray, "samples"]:
-    """Of each sample, over the classes that have ground truth in it; NaN where none has."""
-    present = ~np.isnan(samples)
+    """The mean over the classes that have ground truth in a sample; NaN where none has."""
+    present = ~np.isnan(values)
     count = present.sum(axis=1)
-    return np.where(count, np.where(present, samples, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
+    return np.where(count, np.where(present, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
 def percentile_interval(
     samples: Float[np.ndarray, "samples"], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The share `confidence` of the samples lies within; NaN samples are left out, and
-    (NaN, NaN) is returned if all are."""
+    """The percentile interval of bootstrap samples; NaN samples are left out.
+
+    (NaN, NaN) if all are NaN, or there are none.
+    """
     if np.isnan(samples).all():
         return np.nan, np.nan
     tail = (1 - confidence) / 2

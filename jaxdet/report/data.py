@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxdet.data.batches import decode_all, make_targets
 from jaxdet.data.dataset import Dataset
+from jaxdet.doors import takes
 from jaxdet.report import films, plots, survey
 from jaxdet.report.evaluation import versions
 from jaxdet.report.feed import Fed, feed
@@ -71,6 +72,7 @@ def data_page(
         "suspects": _suspects(dataset, suspicions, train_set),
         "samples": _samples(dataset, config.data.fusion),
         "fed": _fed(fed, dataset.class_names, config),
+        "matching": config.loss.matching if takes(type(model), "matcher") else None,
         "positives": _positives(fed, dataset.class_names) if fed.priors else None,
         "about": {
             "dataset": f"{config.data.name}, fingerprint {dataset.fingerprint()}",
@@ -94,7 +96,7 @@ def _describe(name: str, dataset: Dataset) -> dict:
 
 
 def _classes(model, dataset, targets) -> list[dict]:
-    """Of each class: how often it occurs, and how many of its boxes the detector can reach."""
+    """Of each class its counts, and the share of boxes that an anchor overlaps by an IoU of 0.5."""
     boxes, labels = targets.boxes[targets.mask], targets.labels[targets.mask]
     best = model.reach(boxes) if hasattr(model, "reach") else None
     rows = survey.findings(dataset.annotations, dataset.num_classes)
@@ -146,7 +148,7 @@ def _sizes(dataset, targets) -> list:
 
 
 def _maps(dataset, pixels) -> list[dict]:
-    """Heat maps over the mean film, each as bright as its own brightest cell."""
+    """Heat maps over the mean film, each scaled to its own maximum."""
     some = np.unique(np.linspace(0, len(pixels) - 1, min(len(pixels), 400)).astype(int))
     mean = films.jpeg(pixels[some].mean(axis=0).astype(np.uint8))
     result = []
@@ -165,7 +167,7 @@ def _maps(dataset, pixels) -> list[dict]:
 
 
 def _agreement(dataset) -> dict | None:
-    """None where no image has two readers."""
+    """The readers' agreement for each class; None if no image has two readers."""
     found = survey.agreement(dataset.annotations, dataset.num_classes)
     most = found.readers.shape[1]
     if most == 1:
@@ -222,7 +224,7 @@ def _suspects(dataset, suspicions, train_set) -> dict | None:
 
 
 def _samples(dataset, fusion) -> dict:
-    """Images of each class in turn, and some normal ones."""
+    """Images before and after fusion, taken from each class and "No finding" in turn."""
     rng = np.random.default_rng(0)
     rows = dataset.annotations
     by_label = [rng.permutation(np.unique(rows.image[rows.labels == label]))
@@ -258,7 +260,7 @@ def _samples(dataset, fusion) -> dict:
 
 
 def _fed(fed: Fed, class_names, config) -> dict:
-    """The first images, as the step sees them, and what answers for their boxes."""
+    """The first images as the training step sees them, with boxes and their matched anchors."""
     size, targets, priors = config.data.image_size, fed.targets, fed.priors
     if priors:
         every = np.concatenate(priors.pyramid)
@@ -305,7 +307,7 @@ def _fed(fed: Fed, class_names, config) -> dict:
 
 
 def _positives(fed: Fed, class_names) -> dict:
-    """Anchors that answer for the boxes of each class, on each level."""
+    """How many anchors are matched to the boxes of each class, by pyramid level."""
     positives = fed.positives()[fed.targets.mask]
     labels = fed.targets.labels[fed.targets.mask]
     total = positives.sum(axis=1)

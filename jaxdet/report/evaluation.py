@@ -11,20 +11,29 @@ import numpy as np
 
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation import curves, tide
-from jaxdet.evaluation.scores import IOU_THRESHOLD, Case
+from jaxdet.evaluation.metrics import BEST_BY, IOU_THRESHOLD
+from jaxdet.evaluation.scores import Case, number_names
 from jaxdet.ops import metrics
 from jaxdet.ops.boxes import NO_FINDING, BoxTable
 from jaxdet.report import films, plots
 from jaxdet.report.page import render
 
-# What the kinds of errors mean, for people; see `tide.classify`.
+# What the kinds of error mean, for people; see `tide.classify`.
 MEANINGS = {
     "wrong class": "the place is right, the name is not",
     "poor box": "right name, overlap too small",
     "both": "near a finding of another name, overlap too small",
-    "duplicate": "a finding that was found already",
+    "duplicate": "a finding that a better-scored detection has found",
     "background": "nothing is there",
     "missed": "a finding that no detection comes near",
+}
+
+# What some metrics mean, in a few words below their numbers.
+HINTS = {
+    f"mAP@{IOU_THRESHOLD:g}": f"mean over classes, “{NO_FINDING}” too",
+    "mAP@0.5:0.95": "COCO's, findings alone",
+    "wAFROC": "lesions against normal images",
+    "AUC": "normal or not",
 }
 
 
@@ -38,19 +47,19 @@ def evaluation_page(
     history: Sequence[dict[str, Any]] = (),
     about: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
-    bootstrap_samples: int = 0,
 ) -> str:
-    """The HTML of `report.html`; sections that there is nothing for are left out.
+    """The HTML of `report.html`, without the sections that there is nothing to show in.
 
     Args:
-        scores: as `case.summarize` gives them; with the section "against", if there is one.
+        scores: of `case.summarize`; with the section "against" if another run is compared with.
         dataset: the images of the case, in that order, to be shown as films.
-        other: detections of the run that it is against, for the films.
+        other: detections of that other run, for the films.
         history: lines of `metrics.jsonl`.
-        about: what was run, by name.
+        about: facts about the run, by name.
         config: of the run.
-        bootstrap_samples: for the interval of the area under the ROC.
     """
+    case = case._replace(detections=case.judged(case.detections))
+    other = other if other is None else case.judged(other)
     num_classes = len(case.class_names)
     findings = bool(np.any(case.truth.labels < num_classes))
     against = scores.get("against")
@@ -61,23 +70,25 @@ def evaluation_page(
         gallery = films.gallery(case, dataset, score, other, name)
         if not gallery["films"]:
             gallery = None
-    any_finding = _any_finding(case, bootstrap_samples)
+    any_finding = _any_finding(case)
+    best_by = (config or {}).get("evaluation", {}).get("best_by", BEST_BY)
     values = {
         "title": title,
         "about": {**(about or {}), **versions()},
         "config": json.dumps(config, indent=2) if config else "",
         "scores": scores,
         "num_boxes": int(np.sum(case.truth.labels < num_classes)),
-        "tiles": _tiles(case, scores, any_finding),
+        "tiles": _tiles(case, scores),
         "against": against and _against(against, scores),
         "classes": _classes(case, scores),
         "curves": _precision_recall(case, scores) if findings else [],
         "froc": _froc(case, scores) if findings else None,
         "any_finding": any_finding,
+        "interval_of_auc": scores.get("95% interval", {}).get("AUC"),
         "calibration": _calibration(case) if findings else [],
         "errors": _errors(case) if findings else None,
         "gallery": gallery,
-        "training": _training(history),
+        "training": _training(history, best_by),
     }
     values["sections"] = [
         (id, name)
@@ -99,29 +110,22 @@ def evaluation_page(
 
 
 def versions() -> dict[str, str]:
-    """Of what computes, as they are installed."""
+    """Of Python and the packages that compute, as installed."""
     names = ("jaxdet", "jax", "jaxlib", "flax", "optax", "numpy")
     there = {distribution.metadata["Name"] for distribution in metadata.distributions()}
     found = [f"{name} {metadata.version(name)}" for name in names if name in there]
     return {"versions": ", ".join([f"Python {platform.python_version()}", *found])}
 
 
-def _tiles(case, scores, any_finding) -> list[dict]:
+def _tiles(case, scores) -> list[dict]:
+    """One for each metric that is a number."""
     intervals = scores.get("95% interval", {})
-    means = [name for name in scores if name.startswith("mAP")]
-    hints = {f"mAP@{IOU_THRESHOLD:g}": f"mean over classes, “{NO_FINDING}” too"}
-    hints[f"mAP{len(case.class_names)}@{IOU_THRESHOLD:g}"] = "findings alone"
-    tiles = [
+    hints = HINTS | {f"mAP{len(case.class_names)}@{IOU_THRESHOLD:g}": "findings alone"}
+    return [
         {"name": name, "value": scores[name], "interval": intervals.get(name),
          "hint": hints.get(name, "")}
-        for name in means
+        for name in number_names(scores)
     ]  # fmt: skip
-    if any_finding:
-        tiles.append(
-            {"name": "AUC", "value": any_finding["area"], "interval": any_finding["interval"],
-             "hint": "normal or not"}
-        )  # fmt: skip
-    return tiles
 
 
 def _top(values: Sequence[float | None]) -> float:
@@ -134,14 +138,16 @@ def _classes(case, scores) -> dict:
     counts = np.bincount(case.truth.labels, minlength=len(case.class_names) + 1)
     intervals = scores.get("95% interval", {}).get("AP", {})
     top = _top([*scores["AP"].values(), *[ends[1] for ends in intervals.values() if ends]])
+    more = [name for name in scores["metrics"] if name != "AP" and isinstance(scores[name], dict)]
     rows = [
-        {"name": name, "count": int(count), "ap": ap, "interval": intervals.get(name)}
+        {"name": name, "count": int(count), "ap": ap, "interval": intervals.get(name),
+         "more": [scores[metric].get(name) for metric in more]}
         for (name, ap), count in zip(scores["AP"].items(), counts, strict=True)
-    ]
+    ]  # fmt: skip
     # The best first; "No finding", which is scored by image, after all others.
     *found, normal = rows
     found.sort(key=lambda row: -1 if row["ap"] is None else row["ap"], reverse=True)
-    return {"rows": [*found, normal], "top": top}
+    return {"rows": [*found, normal], "top": top, "more": more}
 
 
 def _judged(case) -> list[tuple]:
@@ -180,21 +186,16 @@ def _froc(case, scores) -> dict:
     return {"plot": plot, "rates": rates, "rows": rows}
 
 
-def _any_finding(case, bootstrap_samples) -> dict | None:
+def _any_finding(case) -> dict | None:
     scores, abnormal = curves.any_finding(
         case.detections, case.truth, len(case.ids), len(case.class_names)
     )
     roc = curves.roc(scores, abnormal)
     if roc is None:
         return None
-    ends = None
-    if bootstrap_samples:
-        areas = curves.bootstrap_roc_area(scores, abnormal, bootstrap_samples)
-        ends = list(metrics.percentile_interval(areas))
     sensitivity = roc.true_positive_rate[roc.false_positive_rate <= 0.1].max()
     return {
         "area": roc.area,
-        "interval": ends,
         "sensitivity": sensitivity,
         "normal": int((~abnormal).sum()),
         "abnormal": int(abnormal.sum()),
@@ -209,7 +210,7 @@ def _any_finding(case, bootstrap_samples) -> dict | None:
 
 
 def _calibration(case) -> list[dict]:
-    """Of the boxes, and of "any finding" for images; none where scores are no probabilities."""
+    """Of boxes, and of images by "any finding"; left out where scores are not in [0, 1]."""
     num_classes = len(case.class_names)
     is_true, _ = metrics.true_positives(case.detections, case.truth, IOU_THRESHOLD)
     boxes = case.detections.labels < num_classes
@@ -234,20 +235,23 @@ def _errors(case) -> dict:
 
 
 def _against(against, scores) -> dict:
-    """Rows of a table of differences; the widest end of an interval is the end of the bars."""
-    rows = []
-    for place in ("means", "AP"):
-        mine, theirs, difference, sure = (
-            section if place == "means" else section["AP"]
-            for section in (scores, against["scores"], against["difference"],
-                            against["95% interval"])
-        )  # fmt: skip
-        rows += [
-            {"name": name, "mine": mine[name], "theirs": theirs[name], "difference": value,
-             "interval": sure[name], "mean": place == "means"}
+    """Rows of a table of differences; the bars end at the largest end of an interval."""
+
+    def rows_of(sections, mean, metric=""):
+        mine, theirs, difference, sure = sections
+        return [
+            {"name": f"{metric} {name}".strip(), "mine": mine[name], "theirs": theirs[name],
+             "difference": value, "interval": sure[name], "mean": mean}
             for name, value in difference.items()
-            if name != "AP" and value is not None
+            if value is not None and not isinstance(value, dict)
         ]  # fmt: skip
+
+    sections = scores, against["scores"], against["difference"], against["95% interval"]
+    rows = rows_of(sections, mean=True)
+    for metric, value in against["difference"].items():
+        if isinstance(value, dict):
+            of_classes = [section[metric] for section in sections]
+            rows += rows_of(of_classes, mean=False, metric="" if metric == "AP" else metric)
     ends = [abs(x) for row in rows for x in (row["interval"] or [row["difference"]])]
     return {
         "name": against["name"],
@@ -258,8 +262,8 @@ def _against(against, scores) -> dict:
     }
 
 
-def _training(history) -> list:
-    """Charts of what was logged: losses, the score, learning rate."""
+def _training(history, best_by) -> list:
+    """Charts of the log: losses, the score that the best checkpoint is best by, learning rate."""
 
     def series(*names):
         found = {}
@@ -270,9 +274,10 @@ def _training(history) -> list:
                 found[name] = tuple(zip(*points, strict=True))
         return found
 
+    parts = sorted({name for line in history for name in line if name.endswith("_loss")})
     charts = [
-        ("Losses", series("class_loss", "box_loss") or series("loss"), "loss"),
-        ("Score", series(f"mAP@{IOU_THRESHOLD:g}"), f"mAP@{IOU_THRESHOLD:g}"),
+        ("Losses", series(*parts) or series("loss"), "loss"),
+        ("Score", series(best_by), best_by),
         ("Learning rate", series("learning_rate"), "learning rate"),
     ]
     return [(name, plots.lines(name, found, label)) for name, found, label in charts if found]

@@ -1,4 +1,4 @@
-"""Films with boxes to switch on and off: what `templates/films.js` shows."""
+"""The data of an interactive gallery (`templates/films.js`): films, and boxes in layers."""
 
 import base64
 import io
@@ -12,7 +12,8 @@ from PIL import Image
 from jaxdet.data import images
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation.compare import credit
-from jaxdet.evaluation.scores import IOU_THRESHOLD, Case
+from jaxdet.evaluation.metrics import IOU_THRESHOLD
+from jaxdet.evaluation.scores import Case
 from jaxdet.ops import metrics
 from jaxdet.ops.boxes import BoxTable
 
@@ -23,7 +24,7 @@ MISSES, ALARMS, HITS, DIFFER = "Worst misses", "False alarms", "Best hits", "Dif
 
 
 def jpeg(pixels: UInt8[np.ndarray, "h w"]) -> str:
-    """A picture as a data URI; a square one at `PIXELS` a side, at most."""
+    """A picture as a JPEG data URI; a larger one is resized to a square of `PIXELS` a side."""
     if len(pixels) > PIXELS:
         pixels = images.resize(pixels, PIXELS)
     file = io.BytesIO()
@@ -32,7 +33,7 @@ def jpeg(pixels: UInt8[np.ndarray, "h w"]) -> str:
 
 
 def film(dataset: Dataset, i: int) -> dict[str, Any]:
-    """Image i at its stored size, at most `PIXELS`, to be stretched to the original's shape."""
+    """Image i at its stored size or `PIXELS`, if less; the page restores its aspect ratio."""
     stored = int.from_bytes(dataset.encoded(i)[16:20], "big")  # the width in a PNG's header
     height, width = dataset.sizes[i]
     return {
@@ -53,9 +54,9 @@ def boxes(
     """Rows of [label, x1, y1, x2, y2, style, score, text] of one layer of a film.
 
     Args:
-        styles: of each box, see "box" in page.css; a "truth" is shown as missed where the score is
-            below the one that is asked for.
-        texts: what stands after the name of the class.
+        styles: CSS classes of each box, see "box" in page.css; a "truth" is drawn as missed if its
+            score is below the slider's.
+        texts: shown after the name of the class.
     """
     scores = np.ones(len(labels)) if scores is None else scores
     texts = [""] * len(labels) if texts is None else texts
@@ -67,9 +68,9 @@ def boxes(
 
 
 def reader_layers(dataset: Dataset, chosen: Int[np.ndarray, "n"]) -> tuple[list[list], list[dict]]:
-    """For each chosen image its readers' boxes, and the readers with their styles.
+    """The readers' boxes of each chosen image, and a legend of these readers.
 
-    A reader has the same colour in every film; those who have read most have colours of their own.
+    A reader has the same colour in every film; the eight with the most rows have different ones.
     """
     rows = dataset.annotations
     names, count = np.unique(rows.readers, return_counts=True)
@@ -94,10 +95,14 @@ def reader_layers(dataset: Dataset, chosen: Int[np.ndarray, "n"]) -> tuple[list[
 
 
 def choose(by_class: Float[np.ndarray, "images classes"], limit: int) -> Int[np.ndarray, "chosen"]:
-    """The images to show of a ranking, best first.
+    """Images to show, highest first.
 
-    Half of them are the highest sums over the classes, if above 0. The rest are those of single
-    classes, the class that has been shown least first, so that rare ones are seen too.
+    Half of them have the highest sums over the classes (above 0). The other half is taken class by
+    class, always the best image left of the class shown least so far: rare classes are seen too.
+
+    Args:
+        by_class: how much each image is worth showing for each class.
+        limit: how many images, at most.
     """
     total = by_class.sum(axis=1)
     best = np.argsort(-total, kind="stable")[: limit - limit // 2]
@@ -122,16 +127,18 @@ def gallery(
     other_name: str = "",
     limit: int = FILMS,
 ) -> dict[str, Any]:
-    """The films of an evaluation: worst misses, most confident false alarms, and best hits.
+    """The gallery of an evaluation: worst misses, most confident false alarms, and best hits.
 
-    By class and image, a miss is worth what the scores of its findings' detections lack of 1, a
-    false alarm its highest score, and hits the sum of their scores, less what the image's false
-    alarms would weigh.
+    Images are ranked for each class (see `choose`) by
+    - misses: the sum over findings of 1 - the score of the detection that hits it, if any;
+    - false alarms: the highest score of a false positive;
+    - hits: the sum of their scores minus the highest score of a false positive.
 
     Args:
         dataset: of the same images as the case, in that order.
-        score: where the slider stands at first.
-        other: detections of another run in the same images.
+        score: initial value of the slider.
+        other: detections of another run in the same images; adds those where the two differ most.
+        limit: how many films, at most.
     """
     num_images, num_classes = len(case.ids), len(case.class_names)
     findings = case.truth.labels < num_classes
@@ -202,7 +209,8 @@ def gallery(
 
 
 def judge(detections: BoxTable, truth: BoxTable, num_classes: int):
-    """Detections of findings, whether each is a hit, and each truth's hit's score (0: missed)."""
+    """Detections of findings, whether each is a hit, and for each truth the score of its hit (0 if
+    missed)."""
     mine = detections.labels < num_classes
     table = BoxTable(*(column[mine] for column in detections))
     is_true, own = metrics.true_positives(table, truth, IOU_THRESHOLD)

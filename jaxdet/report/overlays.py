@@ -1,4 +1,4 @@
-"""Films with what was found drawn on them, to be looked at."""
+"""Films with detections drawn on them."""
 
 import functools
 import io
@@ -20,8 +20,8 @@ from jaxdet.inference.predict import Pictures
 from jaxdet.ops.boxes import BoxTable
 from jaxdet.runs.workdir import write_atomically
 
-SCORE = 0.3  # what scores less is not drawn; the files of detections have it
-MOST = 20  # boxes of a film, those that score highest
+SCORE = 0.3  # boxes below it are not drawn; the files of detections have them
+MOST = 20  # boxes drawn on a film, at most: those with the highest scores
 FILMS = 300  # drawn of a folder, unless more are asked for
 SIDES = (512, 1024)  # the longer side of a picture in pixels, at least and at most
 _FONT = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
@@ -30,11 +30,11 @@ COLORS = ("#ffc857", "#6cb8ff", "#ff7b6b", "#58d6a0", "#d3a4ff", "#ff9fd0", "#6f
 
 
 def choose(table: BoxTable, num_pictures: int, num_classes: int, most: int) -> list[int]:
-    """The `most` pictures with the surest findings, in their order.
+    """The `most` pictures whose findings have the highest scores, in the order of the pictures.
 
     Args:
         table: detections; `image` counts the pictures.
-        num_classes: the label of "No finding", which is none.
+        num_classes: the label of "No finding", which does not count.
     """
     surest = np.zeros(num_pictures)
     found = table.labels < num_classes
@@ -52,13 +52,13 @@ def write(
 ) -> None:
     """Write `folder`/overlays/<image_id>.png for each file.
 
-    Each is read anew, as films are too large to keep; as many at a time as there are cores, since
-    decoding, resizing and encoding leave Python to others.
+    Films are read again, as they are too large to keep. Threads work in parallel, as decoding,
+    resizing and encoding release the GIL.
 
     Args:
         table: detections in pixels of the originals; `image` counts the pictures.
-        inverted: those that the detector was given as negatives.
-        most: pictures that are drawn, those with the surest findings; `FILMS` if left out.
+        inverted: images that were inverted before detection.
+        most: how many pictures are drawn, those with the highest scores; `FILMS` if left out.
 
     Raises:
         InputError: if one cannot be written there.
@@ -107,11 +107,11 @@ def draw(
     scores: Float[np.ndarray, "n"],
     class_names: Sequence[str],
 ) -> Image.Image:
-    """A film in its own proportions with its boxes, each with class and score, and a line below.
+    """A film in its own aspect ratio with boxes, classes and scores, and a line of text below.
 
     Args:
         size: (height, width) of the original in pixels, which `boxes` are in.
-        labels: of each box; the number of classes is "No finding", which goes into the line.
+        labels: of each box; the number of classes stands for "No finding", which is in that line.
     """
     height, width = size
     scale = np.clip(max(size), *SIDES) / max(size)
@@ -149,24 +149,24 @@ def draw(
 
 @functools.cache
 def _letters() -> frozenset[int]:
-    """Those of matplotlib's font, by their numbers in Unicode: Latin of all languages, such as
-    Vietnamese, Greek, Cyrillic, Arabic; no Chinese."""
+    """The Unicode code points of matplotlib's font: Latin with accents, Greek, Cyrillic, Arabic; no
+    Chinese."""
     return frozenset(ft2font.FT2Font(_FONT).get_charmap())
 
 
 def _shown(name: str, label: int) -> str:
-    """The name of a class, or its number where no font has the letters."""
+    """The name of a class, or its number if the font lacks a letter of the name."""
     return name if name.isascii() or _letters() >= set(map(ord, name)) else f"class {label}"
 
 
 def _legend(class_names: Sequence[str]) -> str:
-    """Which names the numbers stand for."""
+    """Which class names the numbers stand for."""
     shown = [(_shown(name, label), name) for label, name in enumerate(class_names)]
     return ", ".join(f"{number} is {name}" for number, name in shown if number != name)
 
 
 def _font(names: Sequence[str], size: float) -> ImageFont.FreeTypeFont:
-    """Pillow's own, which has English letters, or matplotlib's."""
+    """Pillow's font for ASCII, else matplotlib's."""
     if all(map(str.isascii, names)):
         return ImageFont.load_default(size)
     return ImageFont.truetype(_FONT, size)
@@ -186,10 +186,10 @@ def place_labels(
     sizes: Sequence[tuple[int, int]],
     canvas: tuple[int, int],
 ) -> list[tuple[int, int] | None]:
-    """Where the label of each box has its upper left corner: inside the canvas, none on another.
+    """The upper left corner of each box's label: inside the canvas, and no label on another.
 
-    At a corner of its box if it can be, above or below it first, else at the nearest place that is
-    free; None where there is none. Earlier boxes choose first.
+    At a corner of its box if possible, above or below the box first; else at the nearest free
+    place; None if there is none. Labels are placed in the order of the boxes.
 
     Args:
         boxes: (x1, y1, x2, y2) in pixels of the canvas.

@@ -1,4 +1,4 @@
-"""A page that needs nothing but itself: no network, no file beside it."""
+"""Self-contained HTML pages: no network, no other files."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 
 def render(template: str, **values: Any) -> str:
-    """The HTML of `templates/TEMPLATE`; whatever comes in is escaped."""
+    """The HTML of `templates/TEMPLATE`; all values are escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -18,7 +18,7 @@ def render(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(number=number, interval=interval, for_script=for_script)
-    # Written by us, and meant as it is.
+    # Our own CSS and scripts, not escaped.
     environment.globals["verbatim"] = lambda name: Markup(
         environment.loader.get_source(environment, name)[0]
     )
@@ -26,7 +26,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """For people; a dash where there is none."""
+    """A number for people; a dash for None and NaN."""
     if value is None or value != value:
         return "-"
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
@@ -34,11 +34,11 @@ def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
 
 
 def interval(ends: list[float] | None, digits: int = 3, signed: bool = False) -> str:
-    """As "0.21 to 0.35"; nothing where there is none."""
+    """Such as "0.21 to 0.35"; empty for None."""
     return " to ".join(number(end, digits, signed) for end in ends) if ends else ""
 
 
 def for_script(data: Any) -> Markup:
-    """JSON inside a script element: no text in it can end the element."""
+    """JSON for a script element, escaped so that no text in it can end the element."""
     text = json.dumps(data, separators=(",", ":"))
     return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))

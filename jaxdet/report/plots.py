@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-# Matplotlib draws with these, and the page says what they are: see `colors` in page.css.
+# Placeholders for matplotlib, which `_for_page` replaces by the CSS variables of page.css.
 INK, MUTED, LINE, FIRST, SECOND, FAINT = (f"#0a0b{i:02d}" for i in range(10, 16))
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "first", SECOND: "second",
               FAINT: "faint"}  # fmt: skip
@@ -35,10 +35,11 @@ class Chart:
 
 @contextmanager
 def chart(name: str, width: float = 4.2, height: float = 2.8) -> Iterator[Chart]:
-    """A chart of so many inches; what is inside the `with` draws on `axes`.
+    """A context in which to draw on `axes`; `svg` is set at its end.
 
     Args:
-        name: what a screen reader says of it; its own in the page.
+        name: for screen readers; unique in the page.
+        width, height: in inches.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -77,7 +78,7 @@ def curve(
     labels: tuple[str, str],
     diagonal: bool = False,
 ) -> Markup:
-    """Steps in the unit square, such as a ROC."""
+    """A curve in the unit square, such as a ROC curve."""
     with chart(name, 3.6, 3.2) as drawn:
         axes = drawn.axes
         if diagonal:
@@ -88,7 +89,7 @@ def curve(
 
 
 def small_precision_recall(name: str, recall, precision) -> Markup:
-    """One of many: the steps filled below, no labels but of the ends."""
+    """A small precision-recall curve for a grid of many: filled, with labels only at the ends."""
     with chart(name, 1.9, 1.5) as drawn:
         axes = drawn.axes
         x = np.concatenate([[0], np.repeat(recall, 2)[:-1], recall[-1:]]) if len(recall) else []
@@ -102,7 +103,7 @@ def small_precision_recall(name: str, recall, precision) -> Markup:
 
 
 def froc(name: str, pooled, of_classes: Sequence) -> Markup:
-    """All findings in strong colour, each class behind it; each is a `curves.Froc`."""
+    """FROC curves (`curves.Froc`): all findings pooled in strong colour, the classes behind."""
     with chart(name, 5.2, 3.2) as drawn:
         axes = drawn.axes
         least = 1 / 128  # a logarithmic scale has no 0
@@ -123,7 +124,7 @@ def froc(name: str, pooled, of_classes: Sequence) -> Markup:
 
 
 def separation(name: str, normal, abnormal) -> Markup:
-    """Histograms of a score of normal and of abnormal images, each as shares of its own."""
+    """Histograms of the scores of normal and of abnormal images, each normalised to sum 1."""
     with chart(name, 4.2, 3.2) as drawn:
         axes = drawn.axes
         everything = np.concatenate([normal, abnormal])
@@ -138,7 +139,7 @@ def separation(name: str, normal, abnormal) -> Markup:
 
 
 def calibration(name: str, bins, what: str) -> Markup:
-    """Promised against held, `curves.Calibration`; larger points hold more."""
+    """A reliability diagram of `curves.Calibration`; larger points hold more detections."""
     with chart(name, 3.6, 3.2) as drawn:
         axes = drawn.axes
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
@@ -152,7 +153,7 @@ def calibration(name: str, bins, what: str) -> Markup:
 
 
 def lines(name: str, series: dict[str, tuple[Sequence, Sequence]], ylabel: str) -> Markup:
-    """Values over training steps; at most two series."""
+    """Up to two series of values over training steps."""
     with chart(name, 3.8, 2.4) as drawn:
         axes = drawn.axes
         for (label, (x, y)), color in zip(series.items(), (FIRST, SECOND), strict=False):
@@ -167,7 +168,7 @@ def lines(name: str, series: dict[str, tuple[Sequence, Sequence]], ylabel: str) 
 
 
 def histogram(name: str, values, xlabel: str, ylabel: str, bins=30, log: bool = False) -> Markup:
-    """How often each value occurs."""
+    """A histogram."""
     with chart(name, 3.8, 2.4) as drawn:
         axes = drawn.axes
         axes.hist(values, bins, color=FIRST, linewidth=0, rwidth=0.92)
@@ -184,7 +185,7 @@ def histogram(name: str, values, xlabel: str, ylabel: str, bins=30, log: bool = 
 
 
 def scatter(name: str, x, y, xlabel: str, ylabel: str) -> Markup:
-    """Points in the plane, larger where there are more."""
+    """A scatter plot; points that coincide are drawn larger."""
     (x, y), count = np.unique(np.stack([x, y]), axis=1, return_counts=True)
     with chart(name, 3.8, 2.4) as drawn:
         axes = drawn.axes

@@ -1,4 +1,4 @@
-"""What a dataset holds: who drew what and where, how the readers agree, and what looks wrong."""
+"""Statistics of a dataset: readers and their agreement, heat maps, and what looks wrong."""
 
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ from jaxdet.ops.boxes import BoxTable
 CELLS = 48  # of a heat map, along a side
 FLAT = "Flat"
 THUMBNAIL = 24  # pixels along a side, in which duplicates are looked for
-# Correlation of two thumbnails. Of 112 films of different people the likest two are at 0.94; the
-# same film saved anew as JPEG reaches 0.9998, with a gamma of 0.8 0.998.
+# Correlation of two thumbnails above which they are the same film. The most similar two of 112
+# films of different people have 0.94; a film saved again as JPEG 0.9998, with a gamma of 0.8 0.998.
 SAME = 0.995
 BLACK = 8  # grey levels, of 255
 BORDER = 0.1  # share of a side
@@ -23,7 +23,7 @@ TINY = 4  # pixels of the model input
 
 
 def findings(rows: Annotations, num_classes: int) -> Annotations:
-    """The rows that are boxes."""
+    """The rows that are boxes, without "No finding"."""
     found = rows.labels < num_classes
     return Annotations(
         rows.image[found], rows.labels[found], rows.readers[found], rows.boxes[found]
@@ -31,7 +31,7 @@ def findings(rows: Annotations, num_classes: int) -> Annotations:
 
 
 class Agreement(NamedTuple):
-    """How many readers drew the same finding, and how alike."""
+    """How many readers drew each finding, and how much their boxes overlap."""
 
     readers: Int[np.ndarray, "classes most"]  # findings that 1, 2, ... readers drew
     labels: Int[np.ndarray, "pairs"]
@@ -39,10 +39,11 @@ class Agreement(NamedTuple):
 
 
 def agreement(rows: Annotations, num_classes: int, iou_threshold: float = 0.4) -> Agreement:
-    """Findings are the clusters of "votes@`iou_threshold`", see `fusion.fuse`.
+    """The agreement of the readers of an image.
 
-    Each pair of readers of an image is compared box by box: the second's that overlaps the first's
-    most.
+    A finding is a cluster of boxes by "votes@`iou_threshold`", see `fusion.fuse`. Overlaps are
+    those of each pair of readers: of each box of the one with the box of the other, of the same
+    class, that it overlaps most.
     """
     rows = findings(rows, num_classes)
     # Readers of an image are counted 0, 1, ...
@@ -71,16 +72,16 @@ def agreement(rows: Annotations, num_classes: int, iou_threshold: float = 0.4) -
 
 
 class Reader(NamedTuple):
-    """What one reader did."""
+    """How much one reader read and drew."""
 
     name: str
     images: int
-    abnormal: int  # of these, in how many something was found
+    abnormal: int  # of these, images with a box of this reader
     boxes: int
 
 
 def readers(rows: Annotations, num_classes: int) -> list[Reader]:
-    """All readers, who read most first."""
+    """All readers, those with the most images first."""
     result = []
     for name in np.unique(rows.readers):
         mine = rows.readers == name
@@ -97,13 +98,13 @@ def readers(rows: Annotations, num_classes: int) -> list[Reader]:
 
 
 def heat_maps(dataset: Dataset) -> Float[np.ndarray, "classes cells cells"]:
-    """For each class, which share of the readers' boxes covers each cell of the image."""
+    """For each class, the share of the readers' boxes that cover each cell of the image."""
     rows = findings(dataset.annotations, dataset.num_classes)
     width_height = dataset.sizes[rows.image][:, [1, 0, 1, 0]]
     cells = np.rint(rows.boxes / width_height * CELLS).astype(int)
     x1, y1 = cells[:, :2].T.clip(0, CELLS - 1)
     x2, y2 = cells[:, 2:].T.clip([x1 + 1, y1 + 1], CELLS)  # a box covers one cell at least
-    # Each box as its corners, which two running sums fill.
+    # The integral image, backwards: +1 and -1 at the corners of a box, then summed along both axes.
     corners = np.zeros((dataset.num_classes, CELLS + 1, CELLS + 1))
     for y, x, sign in ((y1, x1, 1), (y1, x2, -1), (y2, x1, -1), (y2, x2, 1)):
         np.add.at(corners, (rows.labels, y, x), sign)
@@ -113,16 +114,17 @@ def heat_maps(dataset: Dataset) -> Float[np.ndarray, "classes cells cells"]:
 
 
 class Suspicion(NamedTuple):
-    """Images that a person should look at, and why."""
+    """A kind of suspicion, and the images that a person should look at."""
 
     name: str
     meaning: str
     images: Int[np.ndarray, "n"]
-    notes: list[str]  # of each image
+    notes: list[str]  # on each image
 
 
 def black_border(pixels: UInt8[np.ndarray, "h w"]) -> float:
-    """The largest share of the height or the width that is black from an edge on."""
+    """The width of the black borders of both sides, as share of the image; that of top and bottom,
+    if larger."""
     shares = []
     for brightest in (pixels.max(axis=1), pixels.max(axis=0)):
         bright = np.flatnonzero(brightest > BLACK)
@@ -133,10 +135,11 @@ def black_border(pixels: UInt8[np.ndarray, "h w"]) -> float:
 
 
 def find_inverted(pixels: UInt8[np.ndarray, "n h w"]) -> list[int]:
-    """The images whose negatives are nearer to the others, see `looks_inverted`.
+    """Images that look inverted among the others, see `looks_inverted`.
 
-    Looked for anew beside those that were not found, until no more are: where a fifth are negatives
-    (as MONOCHROME1 comes out of careless readers), they blur what a film looks like.
+    The grey levels of normal films are estimated from the images not found yet, and the search is
+    repeated until nothing changes: where a fifth are inverted (MONOCHROME1 read as MONOCHROME2),
+    they would distort the estimate.
     """
     found: list[int] = []
     for _ in range(10):
@@ -153,9 +156,10 @@ def find_inverted(pixels: UInt8[np.ndarray, "n h w"]) -> list[int]:
 def duplicates(
     pixels: UInt8[np.ndarray, "n h w"],
 ) -> tuple[Int[np.ndarray, "pairs 2"], Float[np.ndarray, "pairs"]]:
-    """Pairs of images that show the same, whatever their brightness, contrast and compression.
+    """Pairs of images that show the same film, and the correlation of their thumbnails.
 
-    Their thumbnails, brought to one mean and deviation, correlate by more than `SAME`.
+    Pairs are those with a correlation above `SAME`, which does not depend on brightness or contrast
+    and hardly on compression.
     """
     small = np.stack([images.resize(image, THUMBNAIL) for image in pixels]).astype(np.float32)
     flat = small.reshape(len(small), -1)
@@ -181,7 +185,7 @@ def flat_films(dataset: Dataset, suspicions: list[Suspicion]) -> list[str]:
 def suspicions(
     dataset: Dataset, pixels: UInt8[np.ndarray, "n h w"], image_size: int
 ) -> list[Suspicion]:
-    """What looks wrong in the images and the readers' boxes; only what there is.
+    """What looks wrong in the images and the readers' boxes, without the kinds that do not occur.
 
     Args:
         pixels: the images, at any size.
@@ -195,7 +199,7 @@ def suspicions(
     pairs, likeness = duplicates(pixels)
     result = [
         Suspicion(
-            "Inverted", "the negative is nearer to the other images than the film itself",
+            "Inverted", "inverted, it would look more like the other images",
             np.array(inverted, np.int64), [""] * len(inverted),
         ),
         Suspicion(

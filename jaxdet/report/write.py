@@ -1,7 +1,8 @@
-"""What an evaluation leaves in a workdir: `evaluation.json` and `report.html`."""
+"""The files of an evaluation: `evaluation.json` and `report.html`."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -20,8 +21,7 @@ def write_evaluation(
 ) -> dict:
     """Print the scores of the last detections; write `evaluation.json` and `report.html`."""
     config, case = evaluator.config, evaluator.case()
-    thresholds = config.evaluation.more_iou_thresholds
-    samples = config.evaluation.bootstrap_samples
+    evaluation, samples = config.evaluation.to_dict(), config.evaluation.bootstrap_samples
     result = {
         **evaluator.summarize(samples),
         "checkpoint": step,
@@ -31,7 +31,7 @@ def write_evaluation(
     print(f"checkpoint {step} in {folder}, {result['split']}")
     print(scores.format_table(result, case.truth))
     if against:
-        result["against"] = compare.compare(case, *against, thresholds, samples)
+        result["against"] = compare.compare(case, *against, evaluation, samples)
         print(compare.format_table(result["against"]))
     workdir.write_atomically(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
     if jax.process_index() == 0:
@@ -44,16 +44,15 @@ def write_evaluation(
             history=workdir.read_metrics(folder),
             about=_about(evaluator, folder),
             config=config.to_dict(),
-            bootstrap_samples=samples,
         )
         workdir.write_atomically(folder / "report.html", page)
     return result
 
 
 def write_crossval(case: scores.Case, config: ConfigDict, dataset: Dataset, folder: Path) -> None:
-    """The same of all folds together."""
+    """As `write_evaluation`, of all folds together."""
     evaluation = config.evaluation
-    result = case.summarize(evaluation.more_iou_thresholds, evaluation.bootstrap_samples)
+    result = case.summarize(evaluation.to_dict(), evaluation.bootstrap_samples)
     result |= {"checkpoint": config.train.steps, "split": f"all {config.data.num_folds} folds"}
     print(result["split"])
     print(scores.format_table(result, case.truth))
@@ -61,13 +60,17 @@ def write_crossval(case: scores.Case, config: ConfigDict, dataset: Dataset, fold
     page = evaluation_page(
         case, result, title=str(folder), dataset=dataset.of_ids(case.ids), config=config.to_dict(),
         about={"workdir": folder.absolute(), "dataset": config.data.name},
-        bootstrap_samples=evaluation.bootstrap_samples,
     )  # fmt: skip
     workdir.write_atomically(folder / "report.html", page)
 
 
+def write_page(path: Path, case: scores.Case, result: dict[str, Any], **more: Any) -> None:
+    """Write a report without a run; `more` is for `evaluation_page`."""
+    workdir.write_atomically(path, evaluation_page(case, result, **more))
+
+
 def _about(evaluator: Evaluator, folder: Path) -> dict[str, str]:
-    """What was run, for people."""
+    """Facts about the run, for people."""
     config, (_, run) = evaluator.config, workdir.read_config(folder)
     fields = {
         "workdir": str(folder.absolute()),
@@ -87,7 +90,7 @@ def _about(evaluator: Evaluator, folder: Path) -> dict[str, str]:
 
 
 def training_seconds(history: list[dict], batch_size: int) -> float:
-    """How long the steps of `metrics.jsonl` took, by the rates that it has."""
+    """Seconds spent on training steps, from the `images_per_second` of `metrics.jsonl`."""
     total, last = 0.0, 0
     for line in history:
         if line.get("images_per_second"):

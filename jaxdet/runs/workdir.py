@@ -17,8 +17,6 @@ from ml_collections import ConfigDict
 
 from jaxdet import InputError
 
-METRIC = "mAP@0.4"  # what the best checkpoint is best in
-
 
 class Run(NamedTuple):
     """What `config.json` says beyond the config: what the run is of."""
@@ -124,11 +122,10 @@ def _parse_metrics(line: str, where: str) -> dict[str, Any]:
     return values
 
 
-def read_scores(workdir: Path) -> dict[int, float]:
-    """The score of each step that was evaluated while training."""
-    return {
-        line["step"]: line[METRIC] for line in read_metrics(workdir) if line.get(METRIC) is not None
-    }
+def read_scores(workdir: Path, best_by: str) -> dict[int, float]:
+    """The metric `best_by` of each step that was evaluated while training and has it."""
+    lines = read_metrics(workdir)
+    return {line["step"]: line[best_by] for line in lines if line.get(best_by) is not None}
 
 
 def open_log(workdir: Path, step: int) -> Callable[[int, dict[str, Any]], None]:

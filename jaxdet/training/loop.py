@@ -1,5 +1,6 @@
 """Training: one loop that reads from top to bottom."""
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ from jaxdet import InputError
 from jaxdet.data.batches import make_targets, read_ahead, training_batches
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation.evaluate import Evaluator
+from jaxdet.evaluation.metrics import check_best_by
 from jaxdet.inference.detector import Detector, Loaded
+from jaxdet.models import BACKBONES
 from jaxdet.runs import checkpoint, parallel, signals, workdir
 from jaxdet.runs.fields import Fields
 from jaxdet.runs.identity import check_run, new_run
@@ -52,6 +55,7 @@ def train(
     batch_size = config.train.batch_size
     parallel.check_batch_size("train.batch_size", batch_size, config.train.accumulate)
     parallel.check_batch_size("evaluation.batch_size", config.evaluation.batch_size)
+    check_best_by(config.evaluation.to_dict(), dataset.class_names)
     targets = make_targets(train_set, config.data.fusion, config.data.image_size)
     print(
         f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on; "
@@ -70,15 +74,16 @@ def train(
     init, step_fn = compile_training(config, dataset.num_classes, mesh)
     detector = Detector(config, dataset.num_classes, mesh)
     abstract = jax.eval_shape(init)
-    start = None
+    start, backbone = None, BACKBONES[config.model.backbone.name]
     if config.model.init_from and not checkpoint.exists(folder):
-        start = open_start(config.model.init_from, dataset.class_names, mesh)
+        start = open_start(config.model.init_from, dataset.class_names, backbone, mesh)
         # Only to see that it fits, before anything is written.
         start.fill(*jax.tree.map(jnp.zeros_like, (abstract.params, abstract.batch_stats)))
         run = run._replace(began_from=start.began_from)
     check_room(folder, abstract)
 
-    scores_by_step = workdir.read_scores(folder) if checkpoint.exists(folder) else {}
+    best_by = config.evaluation.best_by
+    scores_by_step = workdir.read_scores(folder, best_by) if checkpoint.exists(folder) else {}
     with checkpoint.open_manager(folder, scores_by_step) as manager:
         # Where to begin.
         if manager.latest_step() is None:
@@ -107,9 +112,10 @@ def train(
         def evaluate(step):
             with stage("evaluating"):
                 scores = evaluator.score(state.weights(), between=stop_if_asked)
-            scores_by_step[step] = scores[workdir.METRIC]
-            log(step, {k: v for k, v in scores.items() if k == "AP" or isinstance(v, float)})
-            progress.write(f"step {step}: {workdir.METRIC} {scores[workdir.METRIC]:.3f}")
+            log(step, {name: scores[name] for name in scores["metrics"]})
+            if scores[best_by] is not None:
+                scores_by_step[step] = scores[best_by]
+            progress.write(f"step {step}: {best_by} {scores_by_step.get(step, math.nan):.3f}")
 
         # The loop. In it a signal waits for the end of a step, and for its checkpoint.
         agree, watchdog = parallel.make_agree(mesh), parallel.Watchdog()

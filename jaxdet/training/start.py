@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 
 from jaxdet import InputError
+from jaxdet.evaluation.metrics import BEST_BY
 from jaxdet.models.weights.init_from import SUFFIXES, init_from
 from jaxdet.models.weights.own_run import from_run
 from jaxdet.runs import checkpoint, parallel, workdir
@@ -27,23 +29,28 @@ class Start(NamedTuple):
     began_from: str = ""
 
 
-def open_start(text: str, class_names: Sequence[str], mesh: jax.sharding.Mesh) -> Start:
+def open_start(
+    text: str, class_names: Sequence[str], backbone: type[nnx.Module], mesh: jax.sharding.Mesh
+) -> Start:
     """What `model.init_from` names: a file, or the checkpoint of a run.
 
     Args:
         class_names: of the run that begins.
+        backbone: of its detector, see `init_from`.
 
     Raises:
         InputError: if there is no such run or checkpoint, or it cannot be read.
     """
     named = find_run(text)
     if named is None:
-        return Start(functools.partial(init_from, Path(os.path.expanduser(text))))
+        file = Path(os.path.expanduser(text))
+        return Start(functools.partial(init_from, file, backbone=backbone))
     folder, which = named
     try:
-        _, run = workdir.read_config(folder)
+        sections, run = workdir.read_config(folder)
+        best_by = sections["evaluation"].get("best_by", BEST_BY)
         with checkpoint.open_manager(folder) as manager:
-            step = checkpoint.find_step(manager, which, workdir.read_scores(folder))
+            step = checkpoint.find_step(manager, which, workdir.read_scores(folder, best_by))
             shapes = checkpoint.shapes(manager, step, "weights")["weights"]
             abstract = checkpoint.abstract_of(shapes, parallel.replicated(mesh))
             weights = checkpoint.restore(manager, step, weights=abstract)["weights"]

@@ -1,5 +1,6 @@
 """What changes in a run, and the step that changes it; no data tool is needed here."""
 
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from jaxdet import models
@@ -53,9 +55,10 @@ def make_train_step(
     """The step (state, batch) -> (state, metrics), a pure function to be jitted."""
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def gradient(params, batch_stats, batch):
+    def gradient(params, batch_stats, batch, key):
         def loss_fn(params):
             model = nnx.merge(graphdef, params, batch_stats, copy=True)
+            models.seed(model, key)
             outputs = model(normalize(batch["images"]), train=True)
             losses = model.losses(outputs, Targets.of_batch(batch))
             return losses["loss"], (losses, models.split(model)[2])
@@ -67,9 +70,10 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         batch = augment(key, batch, config.augment)
 
-        losses, batch_stats, grads = accumulate(
-            gradient, state.params, state.batch_stats, batch, config.train.accumulate
-        )
+        # Far from the small numbers that `augment` splits the key by.
+        model_key = jax.random.fold_in(key, zlib.crc32(b"model"))
+        given = state.params, state.batch_stats, batch, model_key
+        losses, batch_stats, grads = accumulate(gradient, *given, config.train.accumulate)
         # As one vector: on a GPU, its norm takes one kernel instead of two for each parameter, and
         # the optimiser finds gradients in the parameters' layout instead of the convolutions'.
         flat, unflatten = ravel_pytree(grads)
@@ -109,10 +113,11 @@ def make_train_step(
 
 
 def accumulate(
-    gradient: Callable[[Any, Any, dict], tuple[dict, Any, Any]],
+    gradient: Callable[[Any, Any, dict, jax.Array], tuple[dict, Any, Any]],
     params: Any,
     batch_stats: Any,
     batch: dict,
+    key: Key[Array, ""],
     parts: int,
 ) -> tuple[dict, Any, Any]:
     """The losses, statistics and gradient of a batch that is worked on in parts, one by one.
@@ -121,22 +126,24 @@ def accumulate(
     BatchNorm normalises each part by itself, and its running averages take a step for each.
 
     Args:
-        gradient: function (params, batch_stats, batch) -> (losses, batch_stats, gradient).
+        gradient: function (params, batch_stats, batch, key) -> (losses, batch_stats, gradient).
+        key: for randomness in the model, of which each part has its own.
         parts: a divisor of the number of images.
     """
     if parts == 1:
-        return gradient(params, batch_stats, batch)
+        return gradient(params, batch_stats, batch, key)
 
     def cut(x):  # every `parts`-th row, so that each device has its share of each part
         return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def add(carry, part):
         batch_stats, total = carry
-        losses, batch_stats, grads = gradient(params, batch_stats, part)
+        losses, batch_stats, grads = gradient(params, batch_stats, *part)
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), losses
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    (batch_stats, total), losses = jax.lax.scan(add, (batch_stats, zeros), jax.tree.map(cut, batch))
+    each = jax.tree.map(cut, batch), jax.random.split(key, parts)
+    (batch_stats, total), losses = jax.lax.scan(add, (batch_stats, zeros), each)
     losses = {
         name: x.mean() if jnp.issubdtype(x.dtype, jnp.floating) else x.sum()
         for name, x in losses.items()

@@ -65,7 +65,7 @@ def record(**fields: object) -> Read:
 def metrics_jsonl(text: str) -> Read:
     def read(folder):
         (folder / "metrics.jsonl").write_text(text)
-        workdir.read_scores(folder)
+        workdir.read_scores(folder, "mAP@0.4")
 
     return read
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from jaxdet.evaluation import curves
 from jaxdet.ops import metrics
+from jaxdet.ops.boxes import BoxTable
 from tests.ops.test_metrics import random_tables, rows, table
 
 
@@ -58,22 +59,16 @@ def test_roc_area_is_the_chance_of_the_right_order(pairs):
         assert got.false_positive_rate[-1] == got.true_positive_rate[-1] == 1
 
 
-def test_bootstrap_of_the_roc_area_equals_scoring_the_copies():
-    rng = np.random.default_rng(0)
-    scores, positive = rng.integers(0, 6, 30) / 6, rng.random(30) < 0.4
-    got = curves.bootstrap_roc_area(scores, positive, num_samples=20, seed=3)
-    rng = np.random.default_rng(3)
-    for value in got:
-        drawn = rng.integers(30, size=30)
-        assert value == pytest.approx(curves.roc(scores[drawn], positive[drawn]).area)
-
-
 def test_any_finding_by_no_finding_or_by_the_best_box():
     found = table([(0, 0, 0, 0, 9, 9, 0.3), (0, 1, 0, 0, 9, 9, 0.6), (1, 2, 0, 0, 1, 1, 0.9)])
     truth = table([(0, 0, 0, 0, 9, 9, 1), (1, 2, 0, 0, 1, 1, 1)])
     scores, abnormal = curves.any_finding(found, truth, 3, 2)
     np.testing.assert_allclose(scores, [0.6, 0.1, 0])
     assert abnormal.tolist() == [True, False, False]
+    # Said twice, the higher one counts, in whichever order.
+    twice = table([(0, 2, 0, 0, 1, 1, 0.8), (0, 2, 0, 0, 1, 1, 0.2), (0, 0, 0, 0, 9, 9, 0.9)])
+    for found in (twice, BoxTable(*(column[::-1] for column in twice))):
+        np.testing.assert_allclose(curves.any_finding(found, truth, 1, 2)[0], [0.2])
 
 
 def test_calibration_by_hand():

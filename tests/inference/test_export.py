@@ -29,6 +29,22 @@ def exported(trained, tmp_path_factory):
     return output, loaded
 
 
+def test_a_run_of_fcos_trains_reports_and_exports(tiny, tmp_path):
+    """The other detector, by its name alone."""
+    run = tmp_path / "run"
+    flags = ["--config.model.name=fcos", "--config.train.steps=2"]
+    done = command(*tiny, *flags, f"--workdir={run}")
+    assert done.code == 0, done.stderr
+    assert "FCOS, levels P4, P5" in done.stdout
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["centerness_loss"] > 0 and line["boxes_without_location"] >= 0
+    assert "centerness_loss" in (run / "report.html").read_text()
+    done = command(f"--workdir={run}", "--mode=export", f"--output={tmp_path}/out")
+    assert done.code == 0, done.stderr
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert "FCOS, levels P4, P5" in card and "matched by" not in card
+
+
 @pytest.mark.parametrize("batch", [1, 5])
 def test_the_artifact_detects_as_the_run_does(exported, batch):
     output, loaded = exported

@@ -1,4 +1,5 @@
-"""RetinaNet equals torchvision's v1 and v2: from golden files, and live where torch is there."""
+"""RetinaNet equals torchvision's v1 and v2, and FCOS its FCOS: from golden files, and live where
+torch is there."""
 
 import functools
 import json
@@ -12,31 +13,44 @@ from flax import nnx
 from jaxdet import models
 from jaxdet.doors import choose
 from jaxdet.kernels.compilation import jit
+from jaxdet.models import fcos, retinanet
+from jaxdet.models.fcos import FCOS
 from jaxdet.models.resnet import ResNet
-from jaxdet.models.retinanet import Outputs, RetinaNet, detections_of_image
+from jaxdet.models.retinanet import RetinaNet
 from jaxdet.models.weights.init_from import init_from, names_in_file
 from jaxdet.ops.anchors import pyramid_anchors
 from jaxdet.ops.box_coder import BOX_CODERS
 from jaxdet.ops.boxes import Targets
 from jaxdet.ops.losses import BOX_LOSSES, CLASS_LOSSES
-from jaxdet.ops.matching import MATCHERS, Priors, match_anchors
+from jaxdet.ops.matching import MATCHERS, Priors
 from tests import make_golden as golden
 from tests import networks
 
 VERSIONS = {
     "v1": {"norm": "frozen_batch", "p6_from": "p5", "head_norm": "none", "box": "l1"},
     "v2": {"norm": "batch", "p6_from": "c5", "head_norm": "group", "box": "giou"},
+    "fcos": {"norm": "frozen_batch", "p6_from": "p5", "head_norm": "group", "box": "giou"},
 }
-PICTURES = [("v1", "128x128"), ("v1", "128x192"), ("v2", "128x128")]  # to put through the network
+# To put through the network.
+PICTURES = [("v1", "128x128"), ("v1", "128x192"), ("v2", "128x128"), ("fcos", "128x192")]
+LOSSES = ("class_loss", "box_loss", "centerness_loss")
 SIZES = {f"{height}x{width}": (height, width) for height, width in golden.SIZES}
 
 
-class AsTorchvision(RetinaNet):
+class RetinaNetAsTorchvision(RetinaNet):
     """With its anchors, for images that need not be square."""
 
     def priors(self):
         sizes = self.anchor_scales, self.aspect_ratios
         pyramid = pyramid_anchors(self.image_size, self.levels, *sizes, True)
+        return Priors(pyramid, self.levels, self.image_size)
+
+
+class FCOSAsTorchvision(FCOS):
+    """With its locations, for images that need not be square."""
+
+    def priors(self):
+        pyramid = pyramid_anchors(self.image_size, self.levels, (1.0,), (1.0,), True)
         return Priors(pyramid, self.levels, self.image_size)
 
 
@@ -48,15 +62,31 @@ def create(version, dtype):
         rngs=rngs,
     )  # fmt: skip
     loss = {**networks.LOSS, "matching": "iou"}
-    return AsTorchvision(
-        backbone, num_classes=golden.NUM_CLASSES, image_size=128, levels=(3, 4, 5, 6, 7),
-        anchor_scales=(4.0, 5.04, 6.35), aspect_ratios=(0.5, 1.0, 2.0),
-        p6_from=options["p6_from"], fpn_channels=256, head_channels=256, head_depth=4,
-        head_norm=options["head_norm"], image_head=False, dtype=dtype, rngs=rngs,
-        matcher=choose(MATCHERS, "iou", loss), box_coder=BOX_CODERS["deltas"],
-        class_loss=choose(CLASS_LOSSES, "focal", loss), box_loss=BOX_LOSSES[options["box"]],
-        box_weight=1.0, image_weight=0.0,
+    common = {
+        "num_classes": golden.NUM_CLASSES, "image_size": 128, "levels": (3, 4, 5, 6, 7),
+        "p6_from": options["p6_from"], "fpn_channels": 256, "head_channels": 256, "head_depth": 4,
+        "head_norm": options["head_norm"], "image_head": False, "dtype": dtype, "rngs": rngs,
+        "class_loss": choose(CLASS_LOSSES, "focal", loss), "box_loss": BOX_LOSSES[options["box"]],
+        "box_weight": 1.0, "image_weight": 0.0,
+    }  # fmt: skip
+    if version == "fcos":
+        return FCOSAsTorchvision(backbone, center_radius=1.5, **common)
+    return RetinaNetAsTorchvision(
+        backbone, anchor_scales=(4.0, 5.04, 6.35), aspect_ratios=(0.5, 1.0, 2.0),
+        matcher=choose(MATCHERS, "iou", loss), box_coder=BOX_CODERS["deltas"], **common,
     )  # fmt: skip
+
+
+@functools.cache
+def abstract(version):
+    return nnx.eval_shape(lambda: create(version, jnp.float32))
+
+
+def without_weights(version, size):
+    """The detector for pictures of that size, to ask at once what needs no weights."""
+    model = abstract(version)
+    model.image_size = size
+    return model
 
 
 @functools.cache
@@ -75,7 +105,7 @@ def network(version, folder, dtype=jnp.float32):
     file = folder / f"{version}.npz"
     if not file.exists():
         np.savez(file, **state_of(version))
-    params, batch_stats, _ = init_from(file, params, batch_stats)
+    params, batch_stats, _ = init_from(file, params, batch_stats, ResNet)
     return graphdef, *jax.tree.map(jnp.array, (params, batch_stats))
 
 
@@ -100,13 +130,6 @@ def theirs(version, source):
 
 
 @functools.cache
-def anchors_of(size):
-    return pyramid_anchors(
-        size, (3, 4, 5, 6, 7), (4.0, 5.04, 6.35), (0.5, 1.0, 2.0), as_torchvision=True
-    )
-
-
-@functools.cache
 def outputs(version, size, folder):
     graphdef, params, batch_stats = network(version, folder)
     run = jit(lambda p, b, x: nnx.merge(graphdef, p, b)(x))
@@ -122,26 +145,44 @@ def padded(found, labels):
 @pytest.mark.parametrize("key", SIZES)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_anchors_are_equal(version, key, source):
-    got = np.concatenate(anchors_of(SIZES[key]))[:: golden.EVERY]
+    got = np.concatenate(without_weights(version, SIZES[key]).priors().pyramid)[:: golden.EVERY]
     np.testing.assert_array_equal(got, theirs(version, source)[f"{key}/anchors"])
 
 
 @pytest.mark.parametrize("version,key", PICTURES)
 def test_outputs_are_equal(version, key, source, folder):
     ours, expected = outputs(version, SIZES[key], folder), theirs(version, source)
-    for name in ("class_logits", "box_offsets"):
-        got = getattr(ours, name)[:, :: golden.EVERY]
-        assert np.std(expected[f"{key}/{name}"]) > 0.1  # they say something
-        np.testing.assert_allclose(got, expected[f"{key}/{name}"], rtol=0, atol=1e-4)
+    for name, got in zip(golden.OUTPUTS.values(), ours[:-1], strict=False):
+        other = expected[f"{key}/{name}"]
+        assert np.std(other) > 0.05  # they say something
+        got = got[:, :: golden.EVERY].reshape(other.shape)
+        np.testing.assert_allclose(got, other, rtol=0, atol=1e-4)
+
+
+def matches(version, size, boxes):
+    boxes, labels, mask = padded(boxes, np.zeros(len(boxes), int))
+    targets = Targets(*map(jnp.array, (boxes, labels, np.ones(len(boxes), np.float32), mask)))
+    model = without_weights(version, size)
+    return jit(lambda x: model.match(x))(targets)  # not of the method, which is one for all sizes
 
 
 @pytest.mark.parametrize("key", SIZES)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_matching_is_equal_anchor_by_anchor(version, key, source):
-    boxes, _, mask = padded(*golden.boxes(SIZES[key]))
-    got = jit(match_anchors)(np.concatenate(anchors_of(SIZES[key])), boxes, mask)
     expected = theirs(version, source)[f"{key}/matches"]
-    assert set(expected) >= {-2, -1, 0, 1, 2, 3}
+    assert set(expected) >= {-1 if version == "fcos" else -2, -1, 0, 1, 2, 3}
+    got = matches(version, SIZES[key], golden.boxes(SIZES[key])[0])
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("key", SIZES)
+def test_matching_of_locations_is_equal_on_every_level(key, source):
+    """For boxes within boxes; of two at a location the smaller one counts."""
+    expected = theirs("fcos", source)[f"{key}/matches_of_large"]
+    pyramid = without_weights("fcos", SIZES[key]).priors().pyramid
+    ends = np.cumsum([len(level) for level in pyramid])
+    assert len({np.searchsorted(ends, i, "right") for i in np.flatnonzero(expected >= 0)}) >= 2
+    got = matches("fcos", SIZES[key], golden.large_boxes(SIZES[key]))
     np.testing.assert_array_equal(got, expected)
 
 
@@ -163,7 +204,7 @@ def gradients_function(version, folder):
         scores = jnp.ones(labels.shape, jnp.float32)
         targets = Targets(jnp.array(boxes), jnp.array(labels), scores, mask)
         parts = model.losses(outputs, targets)
-        return parts["loss"], (parts["class_loss"], parts["box_loss"])
+        return parts["loss"], [parts[name] for name in LOSSES if name in parts]
 
     # Not by `kernels.compilation`, whose option is for float32 and makes float64 slow.
     run = jax.jit(jax.value_and_grad(losses, has_aux=True))
@@ -172,13 +213,13 @@ def gradients_function(version, folder):
 
 @functools.cache
 def losses_and_gradients(version, batch, folder):
-    """(class loss, box loss), and gradients by torchvision's names in its layout."""
+    """The parts of the loss, and gradients by torchvision's names in its layout."""
     with jax.enable_x64(True):
         real = padded(*golden.boxes(golden.SIZES[0]))[2]
         mask = np.stack([real & (batch == "mixed"), np.zeros_like(real)])
         (_, parts), gradients = gradients_function(version, folder)(mask)
     gradients, state = networks.names(gradients), state_of(version)
-    names, result = names_in_file(list(gradients), state), {}
+    names, result = names_in_file(list(gradients), state, ResNet), {}
     for name, value in gradients.items():
         (theirs,) = (key for key in names[name] if key in state)
         value = np.asarray(value)
@@ -193,7 +234,7 @@ def test_losses_and_every_gradient_are_equal(version, batch, source, folder):
     got, gradients = losses_and_gradients(version, batch, folder)
     expected = theirs(version, source)
     np.testing.assert_allclose(got, expected[f"{batch}/losses"], rtol=1e-6)
-    assert got[0] > 0 and (got[1] > 0) == (batch == "mixed")
+    assert got[0] > 0 and (got[1:] > 0).all() == (batch == "mixed")
     names = [name.split("/")[-1] for name in expected if name.startswith(f"{batch}/gradient/")]
     assert sorted(names) == sorted(gradients)
     for name in names:
@@ -213,24 +254,29 @@ def assert_detections_are_equal(got, expected, key):
     np.testing.assert_allclose(got.scores, scores, rtol=0, atol=1e-5)
 
 
-OPTIONS = {"score_threshold": 0.05, "pre_nms_top_k": 1000, "nms_iou": 0.5}
+def inference(version, most):
+    """As torchvision has it by default, but for the score that FCOS asks for, 0.2."""
+    nms_iou = 0.6 if version == "fcos" else 0.5
+    options = {"score_threshold": 0.05, "pre_nms_top_k": 1000, "nms_iou": nms_iou}
+    return {**options, "max_detections": most}
 
 
-@functools.cache
-def detections_of_given_outputs(key):
-    pyramid = anchors_of(SIZES[key])
-    given = golden.head_outputs(SIZES[key], sum(map(len, pyramid)))
-    options = {**OPTIONS, "max_detections": 300}
-    priors = Priors(pyramid, (3, 4, 5, 6, 7), SIZES[key])
-    return jit(
-        lambda *x: detections_of_image(Outputs(*x, None), priors, BOX_CODERS["deltas"], **options)
-    )(*given)
+def given_outputs(version, size):
+    """The outputs of one image."""
+    model = without_weights(version, size)
+    count = sum(map(len, model.priors().pyramid))
+    if version == "fcos":
+        logits, distances, centerness = golden.location_outputs(size, count)
+        return model, fcos.Outputs(logits, distances, centerness[:, 0], None)
+    return model, retinanet.Outputs(*golden.head_outputs(size, count), None)
 
 
 @pytest.mark.parametrize("key", SIZES)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_detections_of_given_outputs_are_equal(version, key, source):
-    got = detections_of_given_outputs(key)
+    model, given = given_outputs(version, SIZES[key])
+    detect = jit(lambda x: model.detections(x, **inference(version, 300)))
+    got = jax.tree.map(lambda x: x[0], detect(jax.tree.map(lambda x: x[None], given)))
     assert_detections_are_equal(got, theirs(version, source), f"{key}/given")
 
 
@@ -238,6 +284,30 @@ def test_detections_of_given_outputs_are_equal(version, key, source):
 def test_detections_of_a_picture_are_equal(version, key, source, folder):
     model = nnx.merge(*network(version, folder))
     model.image_size = SIZES[key]
-    detect = jit(lambda x: model.detections(x, **OPTIONS, max_detections=50))
+    detect = jit(lambda x: model.detections(x, **inference(version, 50)))
     got = jax.tree.map(lambda x: x[0], detect(outputs(version, SIZES[key], folder)))
     assert_detections_are_equal(got, theirs(version, source), f"{key}/image")
+
+
+@pytest.mark.parametrize("batch", ["mixed", "normal"])
+def test_losses_of_given_outputs_and_their_gradients_are_equal(batch, source):
+    """Of FCOS, whose losses are of the whole batch: two images, one or both without boxes."""
+    model, given = given_outputs("fcos", golden.SIZES[0])
+    given = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), given)
+    boxes, labels, mask = padded(*golden.boxes(golden.SIZES[0]))
+    targets = Targets(
+        np.stack([boxes] * 2), np.stack([labels] * 2), np.ones((2, len(boxes)), np.float32),
+        np.stack([mask & (batch == "mixed"), np.zeros_like(mask)]),
+    )  # fmt: skip
+
+    def losses(outputs):
+        parts = model.losses(outputs, jax.tree.map(jnp.array, targets))
+        return parts["loss"], [parts[name] for name in LOSSES]
+
+    (_, parts), gradients = jit(jax.value_and_grad(losses, has_aux=True))(given)
+    expected = theirs("fcos", source)
+    np.testing.assert_allclose(parts, expected[f"{batch}/given/losses"], rtol=1e-5)
+    for name, got in zip(golden.OUTPUTS.values(), gradients, strict=False):
+        other = expected[f"{batch}/given/{name}"]
+        assert (np.abs(other).max() > 0) == (batch == "mixed" or name == "class_logits")
+        np.testing.assert_allclose(got.reshape(other.shape), other, rtol=1e-4, atol=1e-6)

@@ -11,7 +11,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from jaxdet import InputError, models
+from jaxdet.doors import fields_of
 from jaxdet.kernels.compilation import jit
+from jaxdet.models.resnet import ResNet
 from jaxdet.models.weights import init_from as weights
 from jaxdet.models.weights.init_from import init_from, read
 from jaxdet.models.weights.torchvision import MEAN, STD
@@ -53,9 +55,9 @@ def detector(network="resnet18", num_classes=14, backbone=(), **fields):
 def load(monkeypatch):
     """`init_from` of a state dict that is in memory: a file of it would take long to write."""
 
-    def load(state, params, batch_stats):
+    def load(state, params, batch_stats, backbone=ResNet):
         monkeypatch.setattr(weights, "read", lambda path: state)
-        return init_from(golden.GOLDEN / "coco.pth", params, batch_stats)
+        return init_from(golden.GOLDEN / "coco.pth", params, batch_stats, backbone)
 
     return load
 
@@ -81,16 +83,22 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
 def backbone(network, in_channels):
     """Structure of a backbone, and all that it has, in the trees of a detector's."""
     fields = {**BACKBONE_OF[network], "frozen_stages": 0, "in_channels": in_channels}
-    make = models.BACKBONES[fields.pop("name")]
+    make = class_of(network)
+    fields = fields_of(make, fields)
     graphdef, *trees = models.split(nnx.eval_shape(lambda: make(**fields, rngs=nnx.Rngs(0))))
     ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), trees)
     return graphdef, *(nnx.State({"backbone": tree}) for tree in ones)
 
 
+def class_of(network):
+    return models.BACKBONES[BACKBONE_OF[network]["name"]]
+
+
 def loaded(network, in_channels, load):
     """A backbone with the weights of a file of that network."""
-    graphdef, *trees = backbone(network.split("/")[1], in_channels)
-    params, statistics, report = load(file_of(network), *trees)
+    name = network.split("/")[1]
+    graphdef, *trees = backbone(name, in_channels)
+    params, statistics, report = load(file_of(network), *trees, class_of(name))
     return graphdef, params["backbone"], statistics["backbone"], report
 
 
@@ -149,8 +157,9 @@ def test_a_grey_picture_looks_the_same(network, load):
 
 @pytest.mark.parametrize("network", CLASSIFIERS)
 def test_a_classifier_gives_the_backbone_and_says_what_else_there_is(network, load):
-    params, statistics = detector(network.split("/")[1])
-    new, _, report = load(file_of(network), params, statistics)
+    name = network.split("/")[1]
+    params, statistics = detector(name)
+    new, _, report = load(file_of(network), params, statistics, class_of(name))
     for ours, before in ((new.class_head, params.class_head), (new.fpn, params.fpn)):
         jax.tree.map(np.testing.assert_array_equal, ours, before)
     for name, value in networks.names(new.backbone).items():
@@ -229,6 +238,75 @@ def test_variances_count_the_same_in_either_normalisation(counted, norm, load):
     expected = state["backbone.body.bn1.running_var"] + (1e-5 if counted else 0)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
     assert ("to the variances" in report) == (counted != (norm == "batch"))
+
+
+def fcos(**fields):
+    """For torchvision's file of FCOS, as its COCO weights are."""
+    backbone = {"depth": 50, "norm": "frozen_batch"}
+    return detector(backbone=backbone, **{**COCO, "name": "fcos", "head_norm": "group", **fields})
+
+
+def test_a_file_of_fcos_gives_all_but_the_class_layer(load):
+    """Its variances have no epsilon yet, which frozen BatchNorm has in torchvision's FCOS."""
+    state = file_of("torchvision/fcos")
+    params, statistics = fcos()
+    new, new_statistics, report = load(state, params, statistics)
+    assert "class_head/final/kernel (6 outputs there, 14 here)" in report
+    assert "+1e-05 to the variances" in report and "of no use" not in report
+    before = networks.names(params) | networks.names(statistics)
+    after = networks.names(new) | networks.names(new_statistics)
+    for name, value in after.items():
+        same = np.array_equal(value, before[name])
+        assert same == (name.startswith("class_head/final")), name
+    for ours, theirs in {
+        "class_head/tower/3/kernel": "head.classification_head.conv.9.weight",
+        "box_head/norms/1/layer/scale": "head.regression_head.conv.4.weight",
+        "box_head/centerness/kernel": "head.regression_head.bbox_ctrness.weight",
+    }.items():
+        value = state[theirs]
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+        np.testing.assert_array_equal(after[ours], value)
+
+
+def test_a_file_of_the_other_detector_is_named(load):
+    with pytest.raises(InputError, match=r"has no head\S*conv.1.0.bias or \S*, which box_head"):
+        load(file_of("torchvision/fcos"), *fcos(name="retinanet", head_norm="none"))
+    with pytest.raises(InputError, match=r"has no \S*.bbox_ctrness.bias, which box_head"):
+        load(file_of("torchvision/v1"), *fcos())
+
+
+def test_a_backbone_has_an_epsilon_of_its_own(load):
+    """A frozen one has it in its variances."""
+
+    class Other(ResNet):
+        epsilon = 1e-3
+
+    state = file_of("torchvision/resnet18")
+    params, statistics = detector(backbone={"norm": "frozen_batch"})
+    _, statistics, report = load(state, params, statistics, Other)
+    got = statistics.backbone.stem.norm.layer.var[...]
+    np.testing.assert_allclose(got, state["bn1.running_var"] + 1e-3, rtol=1e-6)
+    assert "+0.001 to the variances" in report
+
+
+def test_a_backbone_may_have_names_for_nothing_or_not_for_all(load):
+    """Without any, that is one line; what has no name stays as it was, and is said."""
+
+    class Nameless(ResNet):
+        names = {}  # noqa: RUF012
+
+    message = r"^config\.model\.init_from: .*coco\.pth: Nameless has no names .*[^\n]$"
+    with pytest.raises(InputError, match=message):
+        load(file_of("timm/resnet18"), *detector(), Nameless)
+
+    class Partly(ResNet):
+        names = {k: v for k, v in ResNet.names.items() if not k.startswith("stem/norm")}  # noqa: RUF012
+
+    state = {k: v for k, v in file_of("timm/resnet18").items() if not k.startswith("bn1.")}
+    params, statistics = detector()
+    new, _, report = load(state, params, statistics, Partly)
+    assert (new.backbone.stem.norm.layer.scale[...] == 1).all()
+    assert "backbone/stem/norm/layer/scale" in report.split("left as they were: ")[1]
 
 
 def test_a_file_for_grey_pictures_is_taken_as_it_is(load):

@@ -11,11 +11,11 @@ from pycocotools.cocoeval import COCOeval
 from jaxdet.ops.boxes import BoxTable
 from jaxdet.ops.metrics import (
     average_precision,
-    bootstrap_average_precision,
     froc,
     match,
     mean_of_classes,
     percentile_interval,
+    resamples,
 )
 
 
@@ -179,12 +179,8 @@ def test_equals_map_boxes(threshold):
     assert (got > 0.01).all() and (got < 0.9).all()
 
 
-@pytest.mark.parametrize("threshold", [0.4, 0.6])
-def test_equals_pycocotools_where_the_rules_meet(threshold):
-    """No truth overlaps another, so there is no second choice to fall back on; precision is read at
-    each reachable recall instead of at 101; no IoU is exactly the threshold; no image has more
-    detections than it takes."""
-    found, truth = random_tables(1, jitter=12)
+def pycocotools_precision(found, truth, num_images, iou_thresholds, recalls, max_detections):
+    """COCOeval's precision, of shape (thresholds, recalls, classes)."""
 
     def entry(i, row):
         width, height = row[4] - row[2], row[5] - row[3]
@@ -196,21 +192,31 @@ def test_equals_pycocotools_where_the_rules_meet(threshold):
     truth_coco = COCO()
     truth_coco.dataset = {
         "info": {},
-        "images": [{"id": i} for i in range(20)],
+        "images": [{"id": i} for i in range(num_images)],
         "categories": [{"id": c} for c in range(3)],
         "annotations": [entry(i, row) for i, row in enumerate(truth, start=1)],
     }
     truth_coco.createIndex()
     detections = truth_coco.loadRes([entry(i, row) for i, row in enumerate(found, start=1)])
     evaluation = COCOeval(truth_coco, detections, "bbox")
-    evaluation.params.iouThrs = np.array([threshold])
-    evaluation.params.recThrs = (np.arange(100) + 0.5) / 100  # 100 truths a class: between steps
-    evaluation.params.maxDets = [1000]
+    evaluation.params.iouThrs = np.array(iou_thresholds)
+    evaluation.params.recThrs = recalls
+    evaluation.params.maxDets = [max_detections]
     evaluation.params.areaRng = [[0, 1e10]]
     evaluation.params.areaRngLbl = ["all"]
     evaluation.evaluate()
     evaluation.accumulate()
-    expected = evaluation.eval["precision"][0, :, :, 0, 0].mean(axis=0)
+    return evaluation.eval["precision"][..., 0, 0]
+
+
+@pytest.mark.parametrize("threshold", [0.4, 0.6])
+def test_equals_pycocotools_where_the_rules_meet(threshold):
+    """No truth overlaps another, so there is no second choice to fall back on; precision is read at
+    each reachable recall instead of at 101; no IoU is exactly the threshold; no image has more
+    detections than it takes."""
+    found, truth = random_tables(1, jitter=12)
+    between = (np.arange(100) + 0.5) / 100  # 100 truths a class: between the steps
+    expected = pycocotools_precision(found, truth, 20, [threshold], between, 1000)[0].mean(axis=0)
     got = average_precision(table(found), table(truth), [threshold], 3)[0]
     np.testing.assert_allclose(got, expected, atol=1e-12)
     assert (got > 0.01).all() and (got < 0.9).all()
@@ -269,10 +275,18 @@ def test_bootstrap_equals_scoring_the_copies(detections, truth, seed):
         drawn = rng.integers(num_images, size=num_images)
         copied = copies(detections, drawn), copies(truth, drawn)
         expected.append(average_precision(*copied, [0.4], 3)[0])
-    got = bootstrap_average_precision(
-        table(detections), table(truth), num_images, 0.4, 3, num_samples=num_samples, seed=seed
-    )
-    np.testing.assert_allclose(got, expected, atol=1e-12)
+    (weights,) = resamples(num_images, num_samples, seed=seed)
+    got = average_precision(table(detections), table(truth), [0.75, 0.4], 3, weights)
+    np.testing.assert_allclose(got[:, 1], expected, atol=1e-12)
+
+
+def test_resamples_are_the_same_in_blocks_of_any_size():
+    whole = np.concatenate(list(resamples(7, 10)))
+    blocks = list(resamples(7, 10, samples_at_once=4))
+    assert [len(block) for block in blocks] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert (whole.sum(axis=1) == 7).all() and len(np.unique(whole, axis=0)) > 5
+    assert list(resamples(7, 0)) == []
 
 
 def test_bootstrap_interval_holds_the_score_and_narrows_with_confidence():
@@ -280,7 +294,8 @@ def test_bootstrap_interval_holds_the_score_and_narrows_with_confidence():
     score = average_precision(found, truth, [0.4], 3)[0].mean()
 
     def interval(confidence, seed=0):
-        samples = bootstrap_average_precision(found, truth, 20, 0.4, 15, num_samples=200, seed=seed)
+        (weights,) = resamples(20, 200, seed=seed)
+        samples = average_precision(found, truth, [0.4], 15, weights)[:, 0]
         return percentile_interval(mean_of_classes(samples), confidence)
 
     wide, narrow = interval(0.95), interval(0.5)

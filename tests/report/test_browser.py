@@ -52,7 +52,6 @@ def report(made, tmp_path_factory):
     html = evaluation_page(
         made.case, scores, title="runs/a", dataset=made.dataset, other=made.other,
         history=made_up.history(), about={"workdir": "runs/a"}, config={"seed": 0},
-        bootstrap_samples=100,
     )  # fmt: skip
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(html)

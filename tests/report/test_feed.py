@@ -77,6 +77,17 @@ def test_it_is_what_the_step_sees(config, dataset):
     np.testing.assert_allclose(boxes[mask], fed.targets.boxes[8:][mask], atol=1e-3)
 
 
+def test_the_page_about_a_detector_without_anchors(config, dataset):
+    """Locations answer for boxes, by no matching that the config names; nothing reaches a box."""
+    config.model.update({"name": "fcos", "anchor_scales": None, "aspect_ratios": None})
+    html = data_page(config, dataset, dataset.take(np.arange(24)), dataset, "shapes")
+    found = read(html)
+    assert "anchors" in found.sections and "reached" not in found.cells
+    assert "FCOS, levels P3, P4, P5" in html and "matching)" not in html
+    fed, *_ = galleries(html)
+    assert sum(len(film["boxes"]["anchors"]) for film in fed["films"]) > 24
+
+
 def test_the_page_about_the_data(config, dataset):
     train_set, eval_set = dataset.take(np.arange(24)), dataset.take(np.arange(24, 30))
     html = data_page(config, dataset, train_set, eval_set, "shapes")

@@ -30,7 +30,6 @@ def made():
     made.page = evaluation_page(
         made.case, made.scores, title="runs/x", dataset=made.dataset, other=made.other,
         history=made_up.history(), about={"device": "a machine"}, config={"seed": 7},
-        bootstrap_samples=50,
     )  # fmt: skip
     return made
 
@@ -95,7 +94,7 @@ def test_scores_of_the_page_are_those_of_the_json(made):
         _, _, _, shown, interval = cells[cells.index(name, start) :][:5]
         assert shown == page.number(ap)
         assert interval == page.interval(made.scores["95% interval"]["AP"][name])
-    for name in ("mAP@0.4", "mAP14@0.4", "mAP@0.5", "mAP@0.75"):
+    for name in ("mAP@0.4", "mAP14@0.4", "mAP@0.5", "mAP@0.75", "mAP@0.5:0.95", "wAFROC", "AUC"):
         assert f"<b>{page.number(made.scores[name])}</b>" in made.page
     low, high = made.scores["against"]["95% interval"]["mAP@0.4"]
     assert page.interval([low, high], signed=True) in cells

@@ -47,14 +47,14 @@ def test_two_runs_side_by_side(trained, other, tmp_path):
     before = json.loads((workdir / "evaluation.json").read_text())
     done = command(f"--workdir={workdir}", "--mode=evaluate", f"--against={other}")
     assert done.code == 0, done.stderr
-    assert f"beside {other}" in done.stdout
+    assert f"difference from {other}" in done.stdout
     scores = json.loads((workdir / "evaluation.json").read_text())
     against = scores.pop("against")
     assert scores == before
     alone = command(f"--workdir={other}", "--mode=evaluate")
     assert alone.code == 0, alone.stderr
     theirs = json.loads((other / "evaluation.json").read_text())
-    for name in ("mAP@0.4", "mAP14@0.4", "mAP@0.5", "mAP@0.75"):
+    for name in ("mAP@0.4", "mAP14@0.4", "mAP@0.5", "mAP@0.75", "mAP@0.5:0.95"):
         assert against["scores"][name] == pytest.approx(theirs[name])
         assert against["difference"][name] == pytest.approx(scores[name] - theirs[name])
         low, high = against["95% interval"][name]

@@ -45,7 +45,9 @@ def test_the_log_goes_on_where_the_run_does(tmp_path):
         {"step": 2, "mAP@0.4": 0.25, "AP": {"Nodule": None, "Mass": 0.5}},
         {"step": 3, "loss": 7.0},
     ]
-    assert workdir.read_scores(tmp_path) == {2: 0.25}
+    assert workdir.read_scores(tmp_path, "mAP@0.4") == {2: 0.25}
+    assert workdir.read_scores(tmp_path, "loss") == {1: 1.0, 2: 0.5, 3: 7.0}
+    assert workdir.read_scores(tmp_path, "wAFROC") == {}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"run": {}}', '{"run": {"classes": []}}'])

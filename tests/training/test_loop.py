@@ -22,6 +22,15 @@ def test_a_batch_that_the_devices_do_not_divide_is_known_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_best_by_that_is_no_metric_is_known_before_the_first_step(
+    config, dataset, sets, tmp_path
+):
+    config.evaluation.best_by = "mAP@0.6"
+    with pytest.raises(InputError, match=r"config\.evaluation\.best_by: 'mAP@0\.6' is none of"):
+        loop.train(config, retina.get_fields(), dataset, *sets, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_disk_without_room_is_known_before_the_first_step(
     config, dataset, sets, tmp_path, monkeypatch
 ):

@@ -12,6 +12,7 @@ from jaxdet.training.train_step import accumulate
 from tests import networks
 
 RATE = 0.1
+KEY = jax.random.key(0)
 
 
 def train_config(name="adamw", **fields):
@@ -172,7 +173,7 @@ def test_a_young_average_follows_closely_and_an_old_one_as_it_is_told():
 def test_a_batch_in_parts_gives_the_means_and_counts_of_the_whole():
     """Statistics take a step for each part, one after the other."""
 
-    def gradient(params, batch_stats, batch):
+    def gradient(params, batch_stats, batch, key):
         errors = batch["x"] @ params - batch["y"]
         grads = (2 * errors[:, None] * batch["x"]).mean(axis=0)
         losses = {"loss": (errors**2).mean(), "large": (errors > 1).sum()}
@@ -181,9 +182,9 @@ def test_a_batch_in_parts_gives_the_means_and_counts_of_the_whole():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(12, 3)), rng.normal(size=12)
     given = jnp.ones(3), jnp.array(5.0), {"x": jnp.array(x), "y": jnp.array(y)}
-    losses, _, grads = accumulate(gradient, *given, 1)
+    losses, _, grads = accumulate(gradient, *given, KEY, 1)
     for parts in (2, 3, 12):
-        found, statistics, found_grads = accumulate(gradient, *given, parts)
+        found, statistics, found_grads = accumulate(gradient, *given, KEY, parts)
         np.testing.assert_allclose(found["loss"], losses["loss"], rtol=1e-5)
         assert found["large"] == losses["large"] > 0
         np.testing.assert_allclose(found_grads, grads, rtol=1e-4)

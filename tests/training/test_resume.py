@@ -12,6 +12,7 @@ import pytest
 
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.runs import checkpoint, parallel
+from jaxdet.training import loop
 from tests.conftest import command
 
 
@@ -83,16 +84,16 @@ def test_an_interrupted_run_ends_as_one_that_was_not(trained, tiny, tmp_path, mo
 
 
 def test_steps_that_are_not_finite_end_a_run_and_can_be_made_again(tiny, tmp_path, monkeypatch):
-    make_targets = train.make_targets
+    make_targets = loop.make_targets
 
     def with_nan(dataset, *arguments):
         targets = make_targets(dataset, *arguments)
-        targets.scores[targets.mask] = np.nan
+        targets.soft_targets[targets.mask] = np.nan
         return targets
 
     run = [*tiny, f"--workdir={tmp_path}"]
     with monkeypatch.context() as patch:
-        patch.setattr(train, "make_targets", with_nan)
+        patch.setattr(loop, "make_targets", with_nan)
         done = command(*run, "--config.train.max_skipped_steps=2")
     assert done.code == 2
     assert "step 2, as 2 in a row, had a loss (nan)" in done.stderr

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdet import InputError, models
+from jaxdet.models.resnet import ResNet
 from jaxdet.models.weights.init_from import names_of
 from jaxdet.runs import checkpoint, parallel, workdir
 from jaxdet.training.start import open_start
@@ -30,7 +31,7 @@ def network():
 @pytest.mark.parametrize("which", ["", "@best", "@3"])
 def test_a_run_gives_what_its_checkpoint_holds(network, which):
     """The average of its weights, and rows by the names of the classes."""
-    start = open_start(f"{OLD}{which}", CLASSES, parallel.make_mesh())
+    start = open_start(f"{OLD}{which}", CLASSES, ResNet, parallel.make_mesh())
     assert start.began_from == f"{OLD} at step 3"
     params, batch_stats, report = start.fill(*network)
     assert "rows of the classes Nodule/Mass; no rows for Scoliosis" in report
@@ -70,13 +71,13 @@ def test_what_is_not_there_is_named(tmp_path, network, named, said):
     shutil.rmtree(tmp_path / "cut/checkpoints/3/weights/d")
     shutil.rmtree(tmp_path / "cut/checkpoints/3/weights/ocdbt.process_0")
     with pytest.raises(InputError, match=rf"^config\.model\.init_from: .*{said}"):
-        open_start(f"{tmp_path}/{named}", CLASSES, parallel.make_mesh()).fill(*network)
+        open_start(f"{tmp_path}/{named}", CLASSES, ResNet, parallel.make_mesh()).fill(*network)
 
 
 def test_another_backbone_is_one_line(network):
     params, batch_stats = network
     wider = jax.tree.map(lambda x: np.zeros((*x.shape[:-1], 2 * x.shape[-1])), params)
-    start = open_start(str(OLD), CLASSES, parallel.make_mesh())
+    start = open_start(str(OLD), CLASSES, ResNet, parallel.make_mesh())
     with pytest.raises(InputError) as caught:
         start.fill(wider, batch_stats)
     assert str(caught.value).startswith(

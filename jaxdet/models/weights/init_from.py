@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from safetensors.numpy import load_file
 
 from jaxdet import InputError
-from jaxdet.models import BACKBONES
-from jaxdet.models.layers import EPSILON
+from jaxdet.models import DETECTORS
 from jaxdet.models.weights.pth import read_pth
-from jaxdet.models.weights.torchvision import BODY, detector_names, to_grey
+from jaxdet.models.weights.torchvision import BODY, pyramid_names, to_grey
 
 # How the end of a classifier is called: of no use to a detector.
 CLASSIFIER = ("fc.", "classifier.", "head.")
@@ -77,51 +77,64 @@ def names_of(tree: Any) -> dict[str, Any]:
 
 
 def is_detector(state: dict[str, np.ndarray]) -> bool:
-    """Whether a file is of a RetinaNet, not of a classifier."""
-    return any(name.startswith("head.classification_head.") for name in state)
+    """Whether a file is of a detector, not of a classifier."""
+    return any(name.startswith(BODY) for name in state)
 
 
-def names_in_file(ours: list[str], state: dict[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
-    """What this file may call each of our arrays, of those that others have too.
+def detector_of(ours: list[str]) -> Any:
+    """The detector whose heads our arrays are of: of those that know all of their names, the one
+    that knows fewest others. None if there is no such one."""
+    heads = {name for name in ours if re.match(r"(?!image_)\w+_head/", name)}
+    known = [detector for detector in DETECTORS.values() if heads <= detector.names.keys()]
+    return min(known, key=lambda detector: len(detector.names), default=None)
 
-    The backbone's names are in the one table that has all of ours.
-    """
-    trunk = {name for name in ours if name.startswith("backbone/") and "/ones/" not in name}
-    names = next(
-        table
-        for backbone in BACKBONES.values()
-        if trunk <= (table := {f"backbone/{name}": x for name, x in backbone.names.items()}).keys()
-    )
+
+def names_in_file(
+    ours: list[str], state: dict[str, np.ndarray], backbone: type[nnx.Module]
+) -> dict[str, tuple[str, ...]]:
+    """What this file may call each of our arrays, of those that others have too."""
+    names = {f"backbone/{name}": theirs for name, theirs in backbone.names.items()}
     if not is_detector(state):
         return names
     num_laterals = sum(bool(re.fullmatch(r"fpn/lateral/\d/kernel", name)) for name in ours)
     num_inner = sum("inner_blocks" in k and k.endswith("weight") for k in state)
     names = {name: tuple(BODY + x for x in theirs) for name, theirs in names.items()}
-    return names | detector_names(num_laterals, num_inner)
+    detector = detector_of(ours)
+    heads = detector.names if detector else {}
+    return names | pyramid_names(num_laterals, num_inner) | heads
 
 
-def init_from(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, str]:
-    """The weights of a file in place of those of a `RetinaNet`; and what was done, in sentences.
+def init_from(
+    path: Path, params: Any, batch_stats: Any, backbone: type[nnx.Module]
+) -> tuple[Any, Any, str]:
+    """The weights of a file in place of those of a detector; and what was done, in sentences.
 
     A classifier gives the backbone. A detector gives all but what depends on the number of classes
     and anchors, where that differs, and laterals of levels that it does not have. A detector
-    without a count of batches had frozen BatchNorm without epsilon, as have torchvision's COCO
-    weights of v1.
+    without a count of batches had frozen BatchNorm, as have torchvision's COCO weights; with which
+    epsilon, our detector of the same kind knows.
 
     Args:
         path: see `read`. Names may be those of torchvision, and of timm for a classifier.
         params, batch_stats: as `models.split` gives them.
+        backbone: the entry of `models.BACKBONES` that the detector has.
 
     Raises:
-        InputError: for a file that cannot be read or is of another network: names what differs.
+        InputError: for a file that cannot be read or is of another network: names what differs; and
+            for a backbone that has no names in files.
     """
     where = f"config.model.init_from: {path}"
+    if not backbone.names:
+        raise InputError(
+            f"{where}: {backbone.__name__} has no names in files of others (its `names` is empty): "
+            "leave the field empty, or choose another config.model.backbone.name"
+        )
     state = read(path)
     of_detector = is_detector(state)
     counted = any(name.endswith("num_batches_tracked") for name in state)
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     before = names_of(params) | names_of(batch_stats)
-    names = names_in_file(list(before), state)
+    names = names_in_file(list(before), state, backbone)
 
     # Their arrays by our names.
     keys = {}
@@ -145,7 +158,10 @@ def init_from(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, str]
 
     # Variances as our normalisation takes them: only one that is frozen keeps its scale there.
     is_frozen = any(name.endswith("/scale") for name in names_of(batch_stats))
-    shift = (0.0 if of_detector and not counted else EPSILON) - (0.0 if is_frozen else EPSILON)
+    theirs = backbone.epsilon
+    if of_detector and not counted and (detector := detector_of(list(before))):
+        theirs = detector.frozen_epsilon
+    shift = theirs - (0.0 if is_frozen else backbone.epsilon)
     variances = [name for name in found if name.endswith("/var")]
     if shift and variances:
         found |= {name: found[name] + shift for name in variances}

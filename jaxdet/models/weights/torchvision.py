@@ -1,4 +1,4 @@
-"""What torchvision's files hold: names of a RetinaNet's parts, and filters for colour pictures."""
+"""What torchvision's files hold: names of a pyramid's parts, and filters for colour pictures."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,15 +7,14 @@ from jaxdet.models.layers import names_of_layer
 
 # What torchvision's models expect, and timm's: grey levels 0..1, normalised so.
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-# Where the backbone is in a RetinaNet; in a classifier it is the whole.
+# Where the backbone is in a detector; in a classifier it is the whole.
 BODY = "backbone.body."
 
 
-def detector_names(num_laterals: int, num_inner: int) -> dict[str, tuple[str, ...]]:
-    """What torchvision calls each array of a RetinaNet but the backbone's, now and before.
+def pyramid_names(num_laterals: int, num_inner: int) -> dict[str, tuple[str, ...]]:
+    """What torchvision calls each array of a detector's pyramid, now and before.
 
-    In older files layers of the pyramid and the heads are not yet blocks of several, whose first is
-    "0" now, and heads count the ReLUs too.
+    In older files its layers are not yet blocks of several, whose first is "0" now.
 
     Args:
         num_laterals: how many of C2 to C5 our pyramid is made from.
@@ -29,13 +28,6 @@ def detector_names(num_laterals: int, num_inner: int) -> dict[str, tuple[str, ..
             names |= names_of_layer(f"fpn/{ours}/{i}", f"{block}.0", block)
     for i in range(2):
         names |= names_of_layer(f"fpn/extra/{i}", f"backbone.fpn.extra_blocks.p{i + 6}")
-    for ours, theirs in (("class_head", "classification_head"), ("box_head", "regression_head")):
-        convs = f"head.{theirs}.conv"
-        for i in range(16):  # more than any head is deep
-            names |= names_of_layer(f"{ours}/tower/{i}", f"{convs}.{i}.0", f"{convs}.{2 * i}")
-            names |= names_of_layer(f"{ours}/norms/{i}/layer", f"{convs}.{i}.1")
-    names |= names_of_layer("class_head/final", "head.classification_head.cls_logits")
-    names |= names_of_layer("box_head/final", "head.regression_head.bbox_reg")
     return names
 
 
