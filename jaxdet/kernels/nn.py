@@ -59,7 +59,7 @@ class BatchNorm(nnx.BatchNorm):
             self.axis == -1
             and self.axis_name is None
             and self.use_fast_variance
-            and None not in (self.scale, self.bias, self.dtype)
+            and all(part is not None for part in (self.scale, self.bias, self.dtype))
         )
         if switch.target() == "plain" or use_running_average or not has_kernel:
             return super().__call__(x, use_running_average=use_running_average)
