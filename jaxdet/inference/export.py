@@ -55,7 +55,7 @@ def export_detector(loaded: Loaded, num_classes: int) -> jax.export.Exported:
     weights = jax.device_get(loaded.weights)  # constants of one device, whatever they are on here
 
     def call(images):
-        return detect(weights, images)._asdict()
+        return detect(jax.tree.map(jnp.asarray, weights), images)._asdict()
 
     (batch,) = jax.export.symbolic_shape("batch")
     shape = (batch, config.data.image_size, config.data.image_size)
