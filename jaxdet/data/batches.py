@@ -18,7 +18,7 @@ from jaxdet.ops.boxes import Targets
 
 
 def make_targets(dataset: Dataset, method: str, image_size: int) -> Targets:
-    """Fuse the readers' boxes (`method` as in `fusion.fuse`), scale and pad them: all images.
+    """Fused, scaled and padded boxes of all images; `method` as in `fusion.fuse`.
 
     By "votes@T", the soft target of a box is the share of readers who drew it; by others it is 1.
     """

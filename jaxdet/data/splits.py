@@ -1,4 +1,4 @@
-"""Who trains and who evaluates."""
+"""Which images train and which evaluate."""
 
 import os
 
@@ -63,7 +63,7 @@ def train_and_eval(
 
 
 def describe_eval_split(data: ConfigDict) -> str:
-    """What is evaluated on, for people."""
+    """A description of the evaluation split, for people."""
     if data.eval_split != "rest":
         return data.eval_split
     if data.split == "folds":
@@ -74,7 +74,7 @@ def describe_eval_split(data: ConfigDict) -> str:
 def slice_rows(
     field: str, spec: str, builder: tfds.core.DatasetBuilder
 ) -> tuple[str, Int[np.ndarray, "n"]]:
-    """The split that a TFDS slice such as "train[:80%]" is of, and the positions it takes there.
+    """The split and the positions that a TFDS slice such as "train[:80%]" selects.
 
     Raises:
         InputError: naming `field` of `config.data`, for what is no slice of one split.

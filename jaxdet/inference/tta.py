@@ -1,4 +1,4 @@
-"""Test-time augmentation: several looks at the same images, and what they found made one."""
+"""Test-time augmentation: several views of each image, and their detections fused."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from jaxdet.ops.nms import Detections
 
 
 def looks(tta: ConfigDict, image_size: int) -> list[tuple[int, bool]]:
-    """What `config.inference.tta` has an image looked at as: (pixels along a side, mirrored).
+    """(size, mirrored) of each view of test-time augmentation; size is in pixels along a side.
 
     The first is the image as it is.
     """
@@ -20,7 +20,7 @@ def looks(tta: ConfigDict, image_size: int) -> list[tuple[int, bool]]:
 
 
 def fuse_looks(looks: Sequence[Detections], method: str, max_detections: int) -> Detections:
-    """Detections of several looks at the same images as one, the best `max_detections` an image.
+    """Fused detections of several views of the same images, the best `max_detections` an image.
 
     Args:
         looks: on the host, boxes in pixels of the same picture.

@@ -1,4 +1,4 @@
-"""Convolutions, each made in the way that is fastest where the program will run."""
+"""Convolutions, each by the fastest way on the device that is compiled for."""
 
 import functools
 
@@ -36,7 +36,7 @@ def convolve(
 def conv_1x1(
     x: Float[Array, "b h w c"], kernel: Float[Array, "1 1 c d"], stride: int
 ) -> Float[Array, "b h2 w2 d"]:
-    """A convolution that looks at one location at a time: a product of matrices."""
+    """A 1x1 convolution as a matrix product."""
     x = x[:, ::stride, ::stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
 
@@ -44,7 +44,7 @@ def conv_1x1(
 def plain_conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k2 c d"], stride: int, padding: int
 ) -> Float[Array, "b h2 w2 d"]:
-    """A convolution as XLA makes it."""
+    """XLA's own convolution."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -57,7 +57,7 @@ def plain_conv(
 def conv_7x7_stride_2(
     x: Float[Array, "b h w c"], kernel: Float[Array, "7 7 c d"]
 ) -> Float[Array, "b h2 w2 d"]:
-    """The convolution, padded by 3, as one of blocks of 2x2 pixels: a GPU wants channels."""
+    """The convolution, padded by 3, after space-to-depth by 2: a GPU wants more channels."""
     b, h, w, c = x.shape
     # The kernel as 8x8, from 4 pixels before to 3 after; the image as far, to whole blocks.
     kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
@@ -105,7 +105,7 @@ conv.defvjp(lambda *args: (plain_conv(*args), args[:2]), _conv_backward)
 def conv_3x3_few(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b h w d"]:
-    """A convolution padded by 1 for few channels that come out, as a box head's.
+    """A convolution padded by 1 with few output channels, as a box head's.
 
     One product gives what each location has for the nine around it, which are then summed.
     """
@@ -113,7 +113,7 @@ def conv_3x3_few(
 
 
 def _around(x: Float[Array, "b h w n"]) -> list[Float[Array, "b h w n"]]:
-    """What is at the nine locations around each; zeros outside."""
+    """The nine shifts of an image by one location; zeros outside."""
     h, w = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]

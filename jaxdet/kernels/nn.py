@@ -27,7 +27,7 @@ class Conv(nnx.Conv):
         return self.convolve(x, self.kernel[...], None if self.bias is None else self.bias[...])
 
     def has_kernel(self) -> bool:
-        """Whether a convolution such as this one can be made fast; if not it is flax's own."""
+        """Whether a fast kernel exists for this convolution; if not, flax's own runs."""
         ones = self.input_dilation, self.kernel_dilation, self.feature_group_count
         return (
             len(self.kernel_size) == 2
@@ -45,7 +45,7 @@ class Conv(nnx.Conv):
         kernel: Float[Array, "k k2 c d"],
         bias: Float[Array, "d"] | None = None,
     ) -> Float[Array, "b h2 w2 d"]:
-        """With another kernel and bias than its own."""
+        """The convolution with a given kernel and bias."""
         x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=self.dtype)
         y = convolve(x, kernel, self.strides, self.padding)
         return y if bias is None else add_bias(y, bias)

@@ -1,4 +1,4 @@
-"""Which anchor answers for which box."""
+"""Matching of anchors to ground-truth boxes."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ IGNORED = -2
 
 
 class Priors(NamedTuple):
-    """What boxes are matched to: the anchors of every location of a pyramid."""
+    """Reference boxes of a pyramid, to match ground truth to: anchors, or the cells of points."""
 
     pyramid: list[Float[np.ndarray, "_ 4"]]  # of each level, see `anchors.pyramid_anchors`
     levels: tuple[int, ...]
@@ -51,7 +51,7 @@ def match_anchors(
 
 
 def count_unmatched(matches: Int[Array, "anchors"], mask: Bool[Array, "boxes"]) -> Int[Array, ""]:
-    """How many boxes no anchor answers for; `matches` as `match_anchors` gives them."""
+    """The number of boxes without an anchor; `matches` as `match_anchors` gives them."""
     nobody = len(mask)
     index = jnp.where(matches >= 0, matches, nobody)
     matched = jnp.zeros(nobody + 1, bool).at[index].set(True)[:nobody]
@@ -143,7 +143,7 @@ def match_anchors_iou(
     foreground_iou: float,
     background_iou: float,
 ) -> Int[Array, "anchors"]:
-    """`match_anchors` of a pyramid."""
+    """`match_anchors` with the anchors of a pyramid."""
     anchors = jnp.asarray(np.concatenate(priors.pyramid))
     return match_anchors(anchors, boxes, mask, foreground_iou, background_iou)
 

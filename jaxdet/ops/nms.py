@@ -1,4 +1,4 @@
-"""Detections, and the greedy non-maximum suppression that thins them, with fixed shapes."""
+"""Selecting detections: top-k, greedy non-maximum suppression, fixed shapes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -55,7 +55,7 @@ def nms_mask(
 def top_k(
     x: Float[Array, "n"], k: int, group: int = 16
 ) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
-    """`jax.lax.top_k`, of equal values the first ones too, without sorting them all.
+    """`jax.lax.top_k`, with the same order of ties, without sorting all values.
 
     The k largest values are in the k groups that have the largest maxima.
     """

@@ -31,7 +31,7 @@ WAITING_SECONDS = 120.0  # for the others to come
 
 
 def start(joins: bool, *processes: str | int | bool | None) -> None:
-    """Make JAX ready, before it is used, for what computes: alone, or as one of several processes.
+    """Set up JAX before its first use: as a single process, or as one of several.
 
     Args:
         joins: whether others are looked for.
@@ -54,7 +54,7 @@ def join_processes(
     process_id: int | None = None,
     required: bool = False,
 ) -> None:
-    """Make one of several processes of this one, where that is asked for or the system says so.
+    """Join the other processes, if the flags or the cluster name any.
 
     JAX reads what SLURM, Open MPI, Kubernetes and TPUs say of themselves. To be called before JAX
     is used. A process that dies or is stopped ends the others within a minute, as JAX notices it;
@@ -115,7 +115,7 @@ def join_processes(
 
 
 def _started() -> tuple[int | None, int | None, int]:
-    """How many Open MPI or SLURM have started as one, which of them this is, and SLURM's room.
+    """Process count and rank by Open MPI or SLURM, and the tasks that SLURM has allocated.
 
     In a shell that `salloc` or `sbatch` opens, SLURM_NTASKS is what could be started; what was
     started is of the step, such as that of an interactive shell, which is one.
@@ -169,7 +169,7 @@ _ending = threading.Lock()
 
 
 def _end(what: str) -> None:
-    """One line, and the end: the end of Python would wait for the others, and they for us."""
+    """Print one line and exit at once: Python's own shutdown would wait for the other processes."""
     if not _ending.acquire(blocking=False):  # another thread is at it
         time.sleep(60)
     print(
@@ -181,7 +181,7 @@ def _end(what: str) -> None:
 
 
 def leave(code: int) -> None:
-    """End this process without a word to the others, if there are any; they notice it."""
+    """Exit without a barrier; the other processes notice it."""
     if jax.distributed.is_initialized():  # which asks no device: there may be none
         sys.stdout.flush()
         sys.stderr.flush()
@@ -189,7 +189,7 @@ def leave(code: int) -> None:
 
 
 def _end_of_an_error(kind: type, error: BaseException, trace: object) -> None:
-    """What Python does with an error that nothing has caught."""
+    """`sys.excepthook` of one of several processes."""
     lost = r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|Socket closed|heartbeat"
     if isinstance(error, Exception) and re.search(lost, str(error)):
         _end(f"another one has ended ({str(error).strip().splitlines()[0][:200]})")
@@ -228,7 +228,7 @@ def check_batch_size(field: str, batch_size: int, parts: int = 1) -> None:
 
 
 def make_agree(mesh: Mesh) -> Callable[[int], int]:
-    """A function that all processes call equally often, and that tells all of them the same.
+    """All-reduce max, delayed by one call: a function that all processes call equally often.
 
     It gives the largest number that any process told it in the call before, or, to a process that
     is alone, its own at once: nobody waits for what the devices have still to do.
@@ -248,7 +248,7 @@ def make_agree(mesh: Mesh) -> Callable[[int], int]:
 
 
 class Watchdog:
-    """Ends this process when a step takes long beyond measure, since then another one hangs.
+    """Ends this process when a step takes far too long, since another process then hangs.
 
     JAX notices one that is dead or stopped, but not one that waits for its disk, say, while the
     others wait for it. A process that is alone is never ended.
@@ -265,7 +265,7 @@ class Watchdog:
         self.rest()
 
     def beat(self) -> None:
-        """A step has ended. Three in a row say how long one takes: the next has 10 times that."""
+        """Call after each step: from the third on, the next may take 10 times the longest."""
         if jax.process_count() == 1:
             return
         self._cancel()
@@ -282,7 +282,7 @@ class Watchdog:
         self.last = now
 
     def rest(self) -> None:
-        """What comes now, until the next beat, may take as long as it likes."""
+        """Stop watching until the next beat: for saving, evaluating, compiling."""
         self._cancel()
         self.beats = 0
 

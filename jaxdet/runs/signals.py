@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT (Ctrl-C): what runs ends where nothing is lost.
+"""SIGTERM and SIGINT (Ctrl-C) end a run after the current step, so that nothing is lost.
 
     with signals.caught():               # around a whole command
         ...                              # a signal raises `Stopped` at once: nothing is to be saved
@@ -27,7 +27,7 @@ _holding = False
 
 
 class Stopped(BaseException):
-    """A signal ended what ran. No Exception, so that nothing takes it for an error.
+    """A signal has stopped the run. Not an Exception, so that no handler takes it for an error.
 
     Attributes:
         number: of the signal.
@@ -58,7 +58,7 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def caught() -> Iterator[None]:
-    """For the time of the block, signals raise `Stopped`, or wait (see `held`)."""
+    """Within the block, signals raise `Stopped`, or are recorded (see `held`)."""
     global _asked
     _asked = 0
     before = {number: signal.signal(number, _handle) for number in CAUGHT}
@@ -80,7 +80,7 @@ def caught() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """For the time of the block, a first signal is only remembered: `asked()` tells of it."""
+    """Within the block, a first signal is only recorded; see `asked`."""
     global _holding
     _raise_if_asked()
     _holding = True

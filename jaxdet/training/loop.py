@@ -199,7 +199,7 @@ def check_room(folder: Path, state: TrainState) -> None:
 
 
 def with_weights_of(start: Start, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """The first state with other weights, where they fit."""
+    """The initial state with the weights of `start`, where they fit."""
     params, batch_stats, report = start.fill(*jax.device_get((state.params, state.batch_stats)))
     print(report)
     params, batch_stats = jax.device_put((params, batch_stats), parallel.replicated(mesh))

@@ -1,4 +1,4 @@
-"""A batch whose step went wrong is kept, and its step made again: python run.py --replay=FILE."""
+"""Keep the batch of a step that was skipped, and run that step again: run.py --replay=FILE."""
 
 import io
 import zipfile
@@ -21,7 +21,7 @@ from jaxdet.training.train_step import TrainState, compile_training
 def failure(
     config: ConfigDict, train_set: Dataset, targets: Targets, folder: Path, step: int, values: dict
 ) -> InputError:
-    """Keep the batch of `step` in `folder`/skipped_batch.npz; what to raise.
+    """Write the batch of `step` to `folder`/skipped_batch.npz; return the error to raise.
 
     Args:
         values: the metrics of the step.
@@ -43,7 +43,7 @@ def failure(
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
-    """The batch that `failure` has kept.
+    """The batch that `failure` wrote.
 
     Raises:
         InputError: if it is not such a file.
@@ -60,7 +60,7 @@ def read(file: Path) -> dict[str, np.ndarray]:
 
 
 def replay(config: ConfigDict, folder: Path, file: Path) -> None:
-    """Print what the step of a kept batch gives, and what each of its images gives alone."""
+    """Print the losses of the step of a kept batch, and those of each of its images alone."""
     batch = read(file)
     step, ids = int(batch.pop("step")), batch.pop("ids")
     mesh, num_classes = parallel.make_mesh(), len(workdir.read_config(folder)[1].class_names)
