@@ -42,8 +42,8 @@ class Conv(nnx.Conv):
     def convolve(
         self,
         x: Float[Array, "b h w c"],
-        kernel: Float[Array, "k k2 c d"],
-        bias: Float[Array, "d"] | None = None,
+        kernel: Float[Array | np.ndarray, "k k2 c d"],
+        bias: Float[Array | np.ndarray, "d"] | None = None,
     ) -> Float[Array, "b h2 w2 d"]:
         """The convolution with a given kernel and bias."""
         x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=self.dtype)

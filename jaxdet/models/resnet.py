@@ -35,7 +35,7 @@ class Stem(nnx.Module):
         self.norm = Norm(norm, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, train):
-        kernel = jnp.asarray(self.conv.kernel[...])
+        kernel = self.conv.kernel[...]
         if self.ones is not None:  # one convolution of two channels
             x = jnp.concatenate([x, jnp.ones_like(x)], axis=-1)
             kernel = jnp.concatenate([kernel, self.ones.kernel[...]], axis=2)
