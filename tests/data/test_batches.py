@@ -157,15 +157,15 @@ def test_votes_are_soft_targets(dataset):
     gone = (rows.image == image) & (rows.readers != "R1")
     fewer = Annotations(*(column[~gone] for column in vars(rows).values()))
     votes = make_targets(replace(dataset, annotations=fewer), "votes@0.4", 64)
-    np.testing.assert_allclose(votes.scores[image][votes.mask[image]], 1 / 3)
+    np.testing.assert_allclose(votes.soft_targets[image][votes.mask[image]], 1 / 3)
     others = np.delete(votes.mask, image, axis=0)
-    np.testing.assert_array_equal(np.delete(votes.scores, image, axis=0)[others], 1)
+    np.testing.assert_array_equal(np.delete(votes.soft_targets, image, axis=0)[others], 1)
     fused = make_targets(replace(dataset, annotations=fewer), "wbf@0.4", 64)
-    assert (fused.scores == 1).all()
+    assert (fused.soft_targets == 1).all()
     # Where there is but one reader, that one is all of them.
     alone = Annotations(*(column[rows.readers == "R1"] for column in vars(rows).values()))
     votes = make_targets(replace(dataset, annotations=alone), "votes@0.4", 64)
-    assert (votes.scores == 1).all()
+    assert (votes.soft_targets == 1).all()
 
 
 def test_processes_load_their_rows_of_one_global_batch(dataset):

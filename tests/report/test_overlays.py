@@ -80,7 +80,9 @@ def test_names_that_no_font_has_are_numbers_with_a_legend(tmp_path, capsys):
     same = overlays.draw(GRAY, size, np.array([1]), box, np.array([0.9]), ["Nodule", "class 1"])
     assert film.tobytes() == same.tobytes()
     none = BoxTable(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
-    overlays.write(tmp_path, Pictures([], np.zeros((0, 2), int), [], [], [], []), none, names)
+    Image.fromarray(GRAY).save(tmp_path / "film.png")
+    pictures = Pictures(["film"], np.array([size]), [GRAY], [], [], [tmp_path / "film.png"])
+    overlays.write(tmp_path, pictures, none, names)
     assert capsys.readouterr().err.startswith(
         "note: overlays have numbers where no font has the letters: class 1 is 胸腔积液, class 3 "
         "is 气胸\n"
