@@ -12,7 +12,7 @@ from jaxdet.data.augment import AUGMENTATIONS
 from jaxdet.data.splits import describe_eval_split
 from jaxdet.doors import fields_of, takes
 from jaxdet.inference.detector import Loaded
-from jaxdet.models import DETECTORS
+from jaxdet.models import BACKBONES, DETECTORS
 from jaxdet.runs.workdir import Run
 
 LOW = 0.1  # AP below which a class is named among the limits
@@ -34,12 +34,12 @@ def model_card(
     config = loaded.detector.config
     began_from = run.began_from or config.model.init_from
     scores = _read_scores(folder / "evaluation.json")
-    backbone, train, size = config.model.backbone, config.train, config.data.image_size
+    train, size = config.train, config.data.image_size
     number = sum(x.size for x in jax.tree.leaves(loaded.weights["params"]))
     images = f"{counts[0]} to train on, {counts[1]} to evaluate on" if counts else "not counted"
     facts = {
-        "Network": f"{loaded.detector.describe()}; backbone {backbone.name} {backbone.depth} of "
-        f"width {backbone.width}; {number:,} parameters",
+        "Network": f"{loaded.detector.describe()}; backbone {_backbone(config)}; "
+        f"{number:,} parameters",
         "Input": f"uint8 (batch, {size}, {size}): 8 bits of gray, air black, the whole film "
         "squashed to a square (Pillow's bilinear resize)",
         "Output": "boxes (x1, y1, x2, y2) in pixels of the input, labels, scores, mask (False: "
@@ -88,6 +88,14 @@ def model_card(
             "",
         ]
     )
+
+
+def _backbone(config: ConfigDict) -> str:
+    """Its name, and those fields that it takes."""
+    backbone = config.model.backbone
+    fields = fields_of(BACKBONES[backbone.name], backbone)
+    said = [f"{name} {fields[name]}" for name in ("depth", "width", "norm") if name in fields]
+    return ", ".join([backbone.name, *said])
 
 
 def _matching(config) -> str:

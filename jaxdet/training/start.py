@@ -58,7 +58,7 @@ def open_start(
         raise InputError(f"config.model.init_from: {error}") from error
     where = f"{folder.absolute()} at step {step}"
     given = where, jax.device_get(weights), tuple(run.class_names), tuple(class_names)
-    return Start(functools.partial(from_run, *given), where)
+    return Start(functools.partial(from_run, *given, backbone=backbone), where)
 
 
 def find_run(text: str) -> tuple[Path, str] | None:

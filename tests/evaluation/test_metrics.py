@@ -254,7 +254,9 @@ def test_a_new_metric_has_its_value_interval_and_field(toy):
     assert result["95% interval"]["class recall"]["a"][0] < result["class recall"]["a"]
     assert mine.summarize({"toy_iou": 0.9})["recall"] < result["recall"] / 2
     assert "recall" not in mine.summarize({"metrics": ("average_precision", "coco")})
-    line = next(x for x in scores.format_table(result, mine.truth).splitlines() if "recall " in x)
+    line = next(
+        x for x in scores.format_table(result, mine.truth).splitlines() if x.startswith("recall ")
+    )
     assert f"{result['recall']:.3f} (95 % interval {low:.3f} to {high:.3f})" in line
 
 
@@ -284,9 +286,10 @@ def test_a_new_metric_is_in_the_report(toy):
     row = cells[cells.index("recall") :]
     assert row[3] == number(result["against"]["difference"]["recall"], signed=True)
     assert "class recall a" in cells  # of the comparison
-    row = cells[cells.index("class recall") :]  # the heading of the last column
+    row = cells[cells.index("class recall") :]  # the heading of its column
     for name in NAMES:
-        assert row[row.index(name) + 5] == number(result["class recall"][name])
+        start = row.index(name)
+        assert number(result["class recall"][name]) in row[start + 1 : start + 12]
     assert "training" in read(html).sections  # the curve of what best_by names
 
 

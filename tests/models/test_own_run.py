@@ -6,6 +6,7 @@ import pytest
 
 from jaxdet import InputError, models
 from jaxdet.models.layers import EPSILON
+from jaxdet.models.resnet import ResNet
 from jaxdet.models.weights.init_from import names_of
 from jaxdet.models.weights.own_run import from_run, same_levels, take
 from tests import networks
@@ -129,7 +130,9 @@ def filled(classes, value=None, **fields):
 def test_a_whole_detector_comes_over_into_one_with_other_classes_and_anchors():
     theirs = filled(3)
     ours = filled(4, 0.0, anchor_scales=(2.0,), levels=(4, 5), image_head=False)
-    params, batch_stats, report = from_run("runs/a at step 3", theirs, THEIRS, OURS, **ours)
+    params, batch_stats, report = from_run(
+        "runs/a at step 3", theirs, THEIRS, OURS, **ours, backbone=ResNet
+    )
     assert jax.tree.structure((params, batch_stats)) == jax.tree.structure(
         (ours["params"], ours["batch_stats"])
     )
@@ -154,7 +157,7 @@ def test_variances_become_those_of_frozen_normalisation():
     config["backbone"] = {**config["backbone"], "norm": "frozen_batch"}
     _, ours = models.abstract(config, networks.LOSS, 3, networks.SIZE)
     ours = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), ours)
-    _, batch_stats, _ = from_run("a", theirs, THEIRS, THEIRS, **ours)
+    _, batch_stats, _ = from_run("a", theirs, THEIRS, THEIRS, **ours, backbone=ResNet)
     found, before = names_of(batch_stats), names_of(theirs["params"])
     before |= names_of(theirs["batch_stats"])
     for name, value in found.items():

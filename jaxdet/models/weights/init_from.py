@@ -82,11 +82,14 @@ def is_detector(state: dict[str, np.ndarray]) -> bool:
 
 
 def detector_of(ours: list[str]) -> Any:
-    """The detector whose heads our arrays are of: of those that know all of their names, the one
-    that knows fewest others. None if there is no such one."""
-    heads = {name for name in ours if re.match(r"(?!image_)\w+_head/", name)}
-    known = [detector for detector in DETECTORS.values() if heads <= detector.names.keys()]
-    return min(known, key=lambda detector: len(detector.names), default=None)
+    """The detector whose heads our arrays are of: the one that has names for most of them, and of
+    several the one with fewest others. None if none has any."""
+
+    def fits(detector):
+        return len(detector.names.keys() & set(ours)), -len(detector.names)
+
+    best = max(DETECTORS.values(), key=fits)
+    return best if fits(best)[0] else None
 
 
 def names_in_file(

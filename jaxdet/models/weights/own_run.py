@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 from jaxdet import InputError
-from jaxdet.models.layers import EPSILON
 from jaxdet.models.weights.init_from import names_of
 
 Arrays = dict[str, Any]  # by name, such as "fpn/lateral/0/kernel"
@@ -147,6 +147,7 @@ def from_run(
     our_classes: Sequence[str],
     params: Any,
     batch_stats: Any,
+    backbone: type[nnx.Module],
 ) -> tuple[Any, Any, str]:
     """The weights of a run in place of those of a detector; and what was done, in sentences.
 
@@ -154,13 +155,15 @@ def from_run(
         where: the run, for people.
         weights: its {"params", "batch_stats"}.
         params, batch_stats: as `models.split` gives them.
+        backbone: the entry of `models.BACKBONES` that the detector has.
 
     Raises:
         InputError: if its backbone is another one.
     """
     theirs = names_of(weights["params"]) | names_of(weights["batch_stats"])
     ours = names_of(params) | names_of(batch_stats)
-    shift = epsilon_outside(weights["batch_stats"]) - epsilon_outside(batch_stats)
+    shift = epsilon_outside(weights["batch_stats"], backbone.epsilon)
+    shift -= epsilon_outside(batch_stats, backbone.epsilon)
     theirs |= {name: x + shift for name, x in theirs.items() if name.endswith("/var")}
     try:
         taken = take(theirs, ours, their_classes, our_classes)
@@ -180,8 +183,8 @@ def from_run(
     return *jax.tree.unflatten(structure, after), f"{where}: {'; '.join(said)}"
 
 
-def epsilon_outside(batch_stats: Any) -> float:
+def epsilon_outside(batch_stats: Any, epsilon: float) -> float:
     """What the normalisation adds to the variances: frozen, it adds nothing, and has its scale
     there."""
     is_frozen = any(name.endswith("/scale") for name in names_of(batch_stats))
-    return 0.0 if is_frozen else EPSILON
+    return 0.0 if is_frozen else epsilon
