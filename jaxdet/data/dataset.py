@@ -128,10 +128,10 @@ def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     folder = machine.with_home(data_dir, "config.data.dir") / name
     versions = sorted(folder.glob("*/dataset_info.json"))
     if not versions:
+        source = "" if folder.name == "phantom" else " --manual_dir=KAGGLE_FOLDER"
         raise InputError(
             f"config.data.name: no dataset in {folder}: build it with python -m tfds_vinbig "
-            f"--config={folder.name} --manual_dir=KAGGLE_FOLDER --data_dir={data_dir}, "
-            "or name another config.data.dir"
+            f"--config={folder.name}{source} --data_dir={data_dir}, or name another config.data.dir"
         )
     try:
         return tfds.builder_from_directory(versions[-1].parent)

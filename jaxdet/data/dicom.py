@@ -120,7 +120,7 @@ def _open(tools: SimpleNamespace, data: bytes, max_pixels: int) -> tuple[Any, Gr
         raise InputError("a deflated DICOM, which may grow without bounds; save it uncompressed")
     found = tools.dcmread(io.BytesIO(data), specific_tags=_TAGS)
     modality = element(found, "Modality") or ""  # VinBigData's files lack it
-    if modality and modality not in MODALITIES:
+    if modality and str(modality).upper() not in MODALITIES:
         raise InputError(f"a DICOM of modality {shown(modality)}, not a radiograph (CR, DX or RG)")
     if "PixelData" not in found:
         raise InputError("no whole pixel data: the file is cut short, or is no picture")

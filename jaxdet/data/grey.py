@@ -10,7 +10,7 @@ EXTREME = "a few pixels far from all others do not choose the range of greys"
 
 def note(kind: str, share: float) -> str:
     """A note with the share of a picture's pixels that it is about."""
-    return f"{kind} ({100 * share:.2g} %)"
+    return f"{kind} ({100 * share:.3g} %)"
 
 
 def count(

@@ -72,7 +72,7 @@ def summarize(notes: Iterable[tuple[str, str]]) -> list[str]:
         if kind in OF_PIXELS:
             names = sorted(name for name, _ in seen)
             shares = [float(share.strip(" (%)")) for _, share in seen if share]
-            line += f" (at most {max(shares):.2g} % of one)" if shares else ""
+            line += f" (at most {max(shares):.3g} % of one)" if shares else ""
             line += f": {', '.join(names[:10])}"
             line += f" and {len(names) - 10} more" if len(names) > 10 else ""
         lines.append(line)

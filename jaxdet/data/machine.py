@@ -50,7 +50,7 @@ def with_home(path: str, name: str) -> Path:
         InputError: if there is none: then it would be a folder that is called `~`.
     """
     expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
+    if expanded.startswith("~") or (path.startswith("~/") and os.environ.get("HOME") == ""):
         raise InputError(
             f"{name}: {path} has no home here (is HOME set?): give the path from / on, or ./{path} "
             "for a folder of that name"

@@ -48,6 +48,8 @@ def parse(argv: list[str], of_workdir: Path, modes: Mapping[str, set[str]]) -> N
     try:
         rest = FLAGS(argv)
         list(FLAGS.config or ())  # a file that cannot be loaded says so only now
+        if FLAGS.config is not None and not isinstance(FLAGS.config, ConfigDict):
+            raise InputError(f"--config={config}: its get_config gives no ConfigDict")
     except AttributeError as error:
         if "get_config" in str(error):
             raise InputError(f"--config={config}: {file} has no function get_config") from error

@@ -153,7 +153,7 @@ def test_real_chest_films_in_four_encodings():
 @pytest.mark.parametrize(
     "tags,said",
     [
-        ({"Modality": "CT"}, "of modality CT, not a radiograph"),
+        ({"Modality": "ct"}, "of modality ct, not a radiograph"),
         ({"Modality": "MG"}, "of modality MG, not a radiograph"),
         ({"NumberOfFrames": 3}, "3 pictures (frames) in one file"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour (RGB, 3 samples"),

@@ -32,6 +32,9 @@ def test_a_home(monkeypatch):
     assert str(machine.with_home("~/runs/a", "x")) == "/somewhere/runs/a"
     for plain in ("./~/a", "/a/~b", "a~"):
         assert machine.with_home(plain, "x") == machine.Path(plain)
+    monkeypatch.setenv("HOME", "")  # it would be the root
+    with pytest.raises(InputError, match="^x: ~/runs has no home here"):
+        machine.with_home("~/runs", "x")
 
 
 @pytest.mark.parametrize("path", ["~", "~/runs", "~nobody-of-that-name/runs"])

@@ -36,6 +36,13 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, monkeypatch, content, s
     assert not (tmp_path / "run").exists()
 
 
+def test_a_config_of_another_kind_is_named(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    (tmp_path / "x.py").write_text("def get_config():\n    return {'seed': 1}\n")
+    done = command(f"--config={tmp_path}/x.py", f"--workdir={tmp_path}/run")
+    assert done.code == 2 and done.stderr.endswith("its get_config gives no ConfigDict\n")
+
+
 @pytest.mark.parametrize("words", [["--config="], ["--config"], ["--config", "--workdir=x"]])
 def test_a_config_without_a_path_is_named(words):
     done = command(*words)
