@@ -58,7 +58,7 @@ def test_anchors_of_a_run_without_a_checkpoint_are_planned_anew(config, dataset,
 def test_weights_of_another_model_do_not_fit(trained):
     config = configs.of_run(trained[0], retina.get_fields())
     config.model.head_channels = 32
-    with pytest.raises(InputError, match=r"does not fit.*head.* is \(.* there and \("):
+    with pytest.raises(InputError, match=r"does not fit.*head.* is .*16.* there and .*32.* here"):
         load_detector(config, trained[0], "latest", 14)
 
 
