@@ -9,7 +9,7 @@ from jaxdet.runs.timers import stage
 def test_a_stage_leaves_out_those_inside_it(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(stages, "_seconds", {})
+    monkeypatch.setattr(timers, "_seconds", {})
     with stage("training"):
         now[0] += 5
         with stage("evaluating"):
