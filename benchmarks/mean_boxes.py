@@ -19,7 +19,7 @@ from jaxdet.data import splits
 from jaxdet.data.batches import Targets, make_targets
 from jaxdet.data.dataset import open_dataset, read_split
 from jaxdet.evaluation import scores
-from jaxdet.ops.boxes import BoxTable
+from jaxdet.ops.boxes import NO_FINDING_BOX, BoxTable
 from tfds_vinbig import kaggle
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/phantom.py", "The data's config.")
