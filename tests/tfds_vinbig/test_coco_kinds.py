@@ -344,7 +344,7 @@ def test_classes_go_by_their_names_where_results_have_them(tmp_path):
     assert table.labels[0] == 0 and read.notes == []
     row["category_name"] = "Nodule"
     _, table = coco.read_detections(results(tmp_path, [row]), read)
-    assert table.labels[0] == 2 and "another category_id than the annotations" in read.notes[0]
+    assert table.labels[0] == 2 and "is not that of their category_name" in read.notes[0]
     row["category_name"] = "Mass"
     said = message(coco.read_detections, results(tmp_path, [row]), read)
     assert said.endswith("[0]: category_name 'Mass' is no category of the annotations")
