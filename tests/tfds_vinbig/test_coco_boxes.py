@@ -5,6 +5,7 @@ import copy
 import pytest
 from pycocotools import mask as masks
 
+from jaxdet import InputError
 from tests.tfds_vinbig import test_coco
 from tests.tfds_vinbig.test_coco import INSTANCES, changed, message, write
 from tfds_vinbig import coco
@@ -80,12 +81,16 @@ def boxes(pairs):
 
 def test_corners_for_a_width_and_a_height_are_named(tmp_path, folder):
     path = write(tmp_path / "x.json", boxes(CORNERS))
-    said = message(coco.read_instances, path, folder)
+    with pytest.raises(InputError, match="3 problems") as caught:
+        coco.read_instances(path, folder)
+    said = str(caught.value)
     assert said.count("if they are that, write x, y, width, height") == 3
     assert "--boxes=cut" not in said
     # One that is none as corners: then they are not that.
     path = write(tmp_path / "x.json", boxes([*CORNERS, (30, [50, 30, 10, 10])]))
-    said = message(coco.read_instances, path, folder)
+    with pytest.raises(InputError, match="3 problems") as caught:
+        coco.read_instances(path, folder)
+    said = str(caught.value)
     assert said.count("--boxes=cut cuts such boxes") == 3 and "write x, y" not in said
 
 
