@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxdet import InputError
 from jaxdet.data import machine
 from jaxdet.runs import signals
-from jaxdet.runs.command_line import parse
+from jaxdet.runs.command_line import check_environment, parse
 from jaxdet.runs.timers import stage, summary
 
 FLAGS = flags.FLAGS
@@ -353,6 +353,7 @@ def run(argv: list[str]) -> int:
     """The exit code of a command line."""
     try:
         with signals.caught():
+            check_environment()
             parse(argv, Path(__file__).with_name("configs") / "of_workdir.py", MODES)
             main()
     except BrokenPipeError:  # whoever read has seen enough, as `head` does
