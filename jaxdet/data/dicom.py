@@ -134,8 +134,8 @@ def _open(tools: SimpleNamespace, data: bytes, max_pixels: int) -> tuple[Any, Gr
         raise InputError(f"colour ({shades}{samples} samples a pixel), not a radiograph")
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise InputError(
-            f"the header's PhotometricInterpretation is {shown(kind) if kind else 'missing'}: "
-            "whether white or black is zero only MONOCHROME1 or MONOCHROME2 there says"
+            f"the header's PhotometricInterpretation is {shown(kind) if kind else 'missing'}: it "
+            "must say whether white or black is zero, MONOCHROME1 or MONOCHROME2"
         )
     rows, columns = _whole(found, "Rows"), _whole(found, "Columns")
     if not 0 < rows * columns <= max_pixels:

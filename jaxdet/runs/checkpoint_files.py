@@ -69,8 +69,6 @@ def check(folder: Path, items: Collection[str]) -> str:
 def _check_kinds(folder: Path, items: Collection[str]) -> str:
     """As `check`, without a list: Orbax writes a table of arrays (OCDBT) for each item, and
     one for each process that saved it."""
-    if not (folder / "checksums/metadata").is_file():
-        return "its file checksums/metadata is gone"
     for item in sorted(items):
         if not (folder / item / "_METADATA").is_file():
             return f"its folder {item} is gone, or has no _METADATA"
@@ -79,4 +77,5 @@ def _check_kinds(folder: Path, items: Collection[str]) -> str:
             lost = [name for name in ("manifest.ocdbt", "d/*") if not any(part.glob(name))]
             if lost or not parts:
                 return f"files of {part.relative_to(folder)} are gone"
-    return ""
+    there = (folder / "checksums/metadata").is_file()
+    return "" if there else "its file checksums/metadata is gone"

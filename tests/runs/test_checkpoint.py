@@ -162,7 +162,9 @@ def test_what_a_checkpoint_without_a_list_has_lost_is_said_in_words(folder, capf
         path.unlink()
     with checkpoint.open_manager(folder) as manager, pytest.raises(InputError, match="no checkp"):
         checkpoint.restore_newest(manager, **ABSTRACT)
-    assert capfd.readouterr().err.endswith("cannot be read: its file checksums/metadata is gone\n")
+    said = capfd.readouterr().err
+    assert said.endswith("cannot be read: its folder training is gone, or has no _METADATA\n")
+    assert said.count("\n") == 1
 
 
 def test_threads_that_report_too_late_show_no_trace(folder):
