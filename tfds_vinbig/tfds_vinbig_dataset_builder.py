@@ -45,11 +45,12 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     folder is the manual_dir of the download config; the phantom is drawn where it is missing.
     """
 
-    VERSION = tfds.core.Version("1.2.0")
+    VERSION = tfds.core.Version("1.3.0")
     RELEASE_NOTES = {  # noqa: RUF012
         "1.0.0": "Every reader's boxes.",
         "1.1.0": "The dataset knows its classes and what it was built from.",
         "1.2.0": "All annotations in a table, train.npz, beside the records.",
+        "1.3.0": "Classes of which not all is boxed in an image.",
     }
     BUILDER_CONFIGS = [  # noqa: RUF012
         Config("256", size=256, description="Pictures of 256 x 256 pixels."),
@@ -101,6 +102,8 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
                         }
                     ),
                     "normal_readers": features.Sequence(features.Text()),  # who saw nothing
+                    # Classes of which there may be more than is boxed.
+                    "not_exhaustive": features.Sequence(features.ClassLabel(names=class_names)),
                 }
             ),
             metadata=tfds.core.MetadataDict(),
@@ -171,6 +174,9 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         # What is said of the images again, so that no one need read the pictures for it.
         said = [(i, row) for i, record in enumerate(records) for row in self._rows(record)]
         boxes = [relative(row, records[i]) for i, row in said]
+        exhaustive = np.ones((count, self._normal), bool)
+        for i, record in enumerate(records):
+            exhaustive[i, list(record.not_exhaustive)] = False
         np.savez(
             self.data_path / f"{split}.npz",
             ids=[record.image_id for record in records],
@@ -181,6 +187,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             labels=np.array([row.label for _, row in said], np.int64),
             readers=np.array([row.rad_id for _, row in said], np.str_),
             relative_boxes=np.array(boxes, np.float32).reshape(-1, 4),  # in TFDS's order
+            exhaustive=exhaustive,
         )
         return tfds.core.SplitInfo(
             name=split,
@@ -206,6 +213,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
                     for row in found
                 ],
                 "normal_readers": [row.rad_id for row in normal],
+                "not_exhaustive": list(record.not_exhaustive),
             }
         )
 
