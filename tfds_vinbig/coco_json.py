@@ -92,6 +92,11 @@ def read(path: Path, notes: list[str]) -> Instances:
     everything = data, path, listed, categories, left_out
     rows, crowds, partial = _read_rows(*everything, problems, notes)
     raise_all(problems, path)
+    if partial:
+        notes.append(
+            f"{path}: {sum(map(len, partial.values()))} pairs of image and class may have more "
+            f"than is boxed, in {len(partial)} images"
+        )
     return Instances(listed, *ranked(categories), rows, crowds, left_out, partial)
 
 

@@ -75,6 +75,11 @@ class Dataset:
         """Classes of findings, which is also the label of "No finding"."""
         return len(self.class_names)
 
+    @property
+    def num_unknown(self) -> int:
+        """Pairs of image and class where there may be more than is boxed."""
+        return 0 if self.exhaustive is None else int((~self.exhaustive).sum())
+
     def take(self, chosen: Int[np.ndarray, "m"]) -> "Dataset":
         """The chosen images, in that order."""
         return replace(

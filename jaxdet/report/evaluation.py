@@ -78,6 +78,7 @@ def evaluation_page(
         "config": json.dumps(config, indent=2) if config else "",
         "scores": scores,
         "num_boxes": int(np.sum(case.truth.labels < num_classes)),
+        "unjudged": int((len(case.ids) - case.images_judged()).sum()),
         "tiles": _tiles(case, scores),
         "against": against and _against(against, scores),
         "classes": _classes(case, scores),
