@@ -12,6 +12,7 @@ from tfds_vinbig.json_lists import parse_whole, show
 from tfds_vinbig.records import Row
 
 FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
+CROWD = "a crowd"  # a region where a class is, but not boxed
 
 
 def read(
@@ -35,7 +36,7 @@ def read(
     for place, row in rows.items():
         boxed.setdefault(row.image_id, {}).setdefault(row.label, place)
     for image_id, label in crowded:
-        boxed.setdefault(image_id, {}).setdefault(label, "a crowd")
+        boxed.setdefault(image_id, {}).setdefault(label, CROWD)
     for image_id, (place, entry) in entries:
         try:
             if partial := not_exhaustive(entry, labels, passed_over, boxed.get(image_id, {})):
@@ -70,7 +71,8 @@ def not_exhaustive(
             raise InputError(f"{said} has a box in the image ({boxed[label]})")
     unknown = set()
     if absent is not None:
-        unknown = set(labels.values()) - absent.keys() - boxed.keys()
+        drawn = {label for label, place in boxed.items() if place != CROWD}
+        unknown = set(labels.values()) - absent.keys() - drawn
     return tuple(sorted(unknown | (partly or {}).keys()))
 
 

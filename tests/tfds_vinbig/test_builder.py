@@ -74,7 +74,7 @@ def tree(path):
 
 def test_records_are_what_the_folder_says(folder, tmp_path, capsys):
     path = builder.build("256", tmp_path / "data", folder)
-    assert path == tmp_path / "data/tfds_vinbig/256/1.2.0"
+    assert path == tmp_path / "data/tfds_vinbig/256/1.3.0"
     assert capsys.readouterr() == ("", "")  # no announcement, no bar where no one watches
     train = records(path)
     a, b = train["a"], train["b"]
@@ -362,7 +362,7 @@ def test_a_data_dir_without_permission_is_named(folder, tmp_path):
 
 
 def test_a_directory_that_is_no_dataset_is_named(folder, tmp_path):
-    (tmp_path / "tfds_vinbig/256/1.2.0").mkdir(parents=True)
+    (tmp_path / "tfds_vinbig/256/1.3.0").mkdir(parents=True)
     with pytest.raises(InputError, match=r"256/1\.2\.0: not a whole dataset"):
         builder.build("256", tmp_path, folder)
 
