@@ -75,7 +75,7 @@ def test_where_all_is_boxed_the_batch_is_as_ever(tmp_path, config, lists):
     """Without the lists, or with such that leave nothing open, and of datasets of before."""
     path = instances(tmp_path, lists)
     built = builder.build("a", tmp_path, coco=path, images=tmp_path / "films", size=32)
-    dataset, fingerprint = read(tmp_path, "a"), ""
+    dataset = read(tmp_path, "a")
     assert dataset.exhaustive is None and (dataset.annotations.labels == 3).sum() == 1
     fingerprint = dataset.fingerprint()
     columns = dict(np.load(built / "train.npz"))
