@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from jaxdet import InputError
 from tfds_vinbig import coco_json
 from tfds_vinbig.coco_results import read_detections, to_json
@@ -65,6 +67,9 @@ def read_annotations(path: str | Path) -> Annotations:
     found = coco_json.read(path, notes)
     rows = drop_empty(found.rows, path, notes)
     position = {name: i for i, name in enumerate(found.images)}
+    exhaustive = np.ones((len(position), len(found.class_names)), bool)
+    for name, labels in found.not_exhaustive.items():
+        exhaustive[position[name], list(labels)] = False
     return Annotations(
         found.class_names,
         found.class_ids,
@@ -73,6 +78,7 @@ def read_annotations(path: str | Path) -> Annotations:
         image_ids=tuple(image.number for image in found.images.values()),
         crowds=tuple((position[row.image_id], row.label, row[3:]) for row in found.crowds),
         left_out=found.left_out,
+        exhaustive=None if exhaustive.all() else exhaustive,
     )
 
 
@@ -140,16 +146,16 @@ def read_instances(
         if place is not None and not os.path.isdir(os.path.expanduser(place)):
             raise InputError(f"{place}: no such folder")
     problems, notes = [], []
-    listed, names, class_ids, rows, *_ = coco_json.read(path, notes)
-    rows_of = {name: {} for name in listed}
-    for place, row in rows.items():
+    found = coco_json.read(path, notes)
+    listed, rows_of = found.images, {name: {} for name in found.images}
+    for place, row in found.rows.items():
         rows_of[row.image_id][place] = row
 
     files = _files(listed, folder, path, problems, notes)
     shapes = read_shapes(files.values(), folder, problems, notes, allowed.follow_links)
     train, tally = [], Tally()
     sizes = {name: image.size or shapes.get(files.get(name)) for name, image in listed.items()}
-    hint = AS_CORNERS if _fit_as_corners(rows.values(), sizes) else ""
+    hint = AS_CORNERS if _fit_as_corners(found.rows.values(), sizes) else ""
     for index, name in enumerate(listed):
         shape = shapes.get(files.get(name))
         if shape is None:
@@ -158,7 +164,8 @@ def read_instances(
         if problem := check_shape(files[name], shape, size, path):
             problems.append(problem)
         kept = cut_rows(rows_of[name], *size, problems, tally, allowed.cut_boxes, hint)
-        train.append(Record(name, files[name], *size, index, kept))
+        partial = found.not_exhaustive.get(name, ())
+        train.append(Record(name, files[name], *size, index, kept, partial))
     notes += tally.notes(path)
     check_units(train, path, problems)
 
@@ -176,7 +183,7 @@ def read_instances(
             f"{files[name]}: image {name} is in {path} too" for name in files if name in listed
         ]
     raise_all(problems, path)
-    return Folder(names, class_ids, train, test, notes)
+    return Folder(found.class_names, found.class_ids, train, test, notes)
 
 
 def _fit_as_corners(rows: Iterable[Row], sizes: dict[str, tuple[int, int] | None]) -> bool:

@@ -44,7 +44,8 @@ def make_targets(dataset: Dataset, method: str, image_size: int) -> Targets:
     labels[fused.image, slot] = fused.labels
     if fusion.parse(method).name == "votes":
         soft_targets[fused.image, slot] = fused.scores
-    return Targets(boxes, labels, soft_targets, np.arange(most) < counts[:, None])
+    mask = np.arange(most) < counts[:, None]
+    return Targets(boxes, labels, soft_targets, mask, dataset.exhaustive)
 
 
 class Images(Sequence):
@@ -146,7 +147,7 @@ def training_batches(
         chosen = np.asarray(chosen)[rows]
         return {
             "images": np.stack([images[int(i)] for i in chosen]),
-            **{name: column[chosen] for name, column in targets._asdict().items()},
+            **{name: column[chosen] for name, column in targets.columns().items()},
             "image": chosen,  # its position in the dataset
         }
 
