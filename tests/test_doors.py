@@ -12,7 +12,7 @@ from flax import nnx
 from jaxdet import ConfigError, models
 from jaxdet.data import augment
 from jaxdet.evaluation import metrics
-from jaxdet.ops import box_coder, boxes, losses, matching
+from jaxdet.ops import box_coder, boxes, fusion, losses, matching
 from jaxdet.ops.nms import Detections
 from jaxdet.training import optimizer
 from tests.conftest import command
@@ -101,6 +101,16 @@ def share_of_normal(matched, weights):
     return {"normal share": count / weights.sum(axis=1)}
 
 
+def largest(readings, iou_threshold):
+    """Of each cluster the largest box; half a finding where one reader drew it."""
+    clusters = fusion.cluster(readings, iou_threshold)
+    order = np.argsort(boxes.area(clusters.rows.boxes), kind="stable")
+    corners = np.zeros((len(clusters.first), 4))
+    corners[clusters.member[order]] = clusters.rows.boxes[order]
+    soft_targets = np.where(clusters.num_readers() > 1, 1.0, 0.5)
+    return fusion.Findings(clusters.table(soft_targets, corners), soft_targets)
+
+
 def slow_sgd(schedule, decays, momentum):
     return optax.sgd(lambda step: 0.1 * schedule(step), momentum=momentum)
 
@@ -114,17 +124,19 @@ def shop(monkeypatch):
         (augment.AUGMENTATIONS, "darker", darker),
         (metrics.METRICS, "normal_share", share_of_normal),
         (optimizer.OPTIMIZERS, "slow_sgd", slow_sgd),
+        (fusion.FUSIONS, "largest", largest),
     ):
         monkeypatch.setitem(table, name, toy)
 
 
 def test_a_detector_without_anchors_goes_all_the_way(shop, tiny, tmp_path):
-    """With a toy backbone, augmentation, optimizer and metric: trained, scored, predicted, looked
+    """With a toy backbone, augmentation, optimizer, metric and fusion: trained, scored, predicted, looked
     at, exported."""
     run = [
         *tiny, f"--workdir={tmp_path}", "--config.model.name=one_box",
         "--config.model.backbone.name=squares", "--config.augment.apply=('darker','affine')",
         "--config.train.optimizer=slow_sgd", "--config.train.steps=2",
+        "--config.data.fusion=largest@0.4",
         "--config.evaluation.metrics=('average_precision','normal_share')",
         "--config.evaluation.best_by=mAP@0.4",
     ]  # fmt: skip

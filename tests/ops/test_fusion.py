@@ -32,7 +32,8 @@ def as_lists(rows, scores):
 
 def by_ensemble_boxes(method, rows, scores):
     """(labels, scores, boxes) of the package."""
-    name, threshold, _ = parse(method)
+    name, options = parse(method)
+    threshold = options["iou_threshold"]
     boxes, scores, labels = as_lists(rows, scores)
     if name == "wbf":
         boxes, scores, labels = weighted_boxes_fusion(boxes, scores, labels, iou_thr=threshold)
