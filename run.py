@@ -84,7 +84,7 @@ def score() -> None:
         print(f"note: {note}", file=sys.stderr)
     columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
     method = FLAGS.ground_truth or "raw"
-    case = scores.of_files(*columns, ids, detections, method, truth.crowds)
+    case = scores.of_files(*columns, ids, detections, method, truth.crowds, truth.exhaustive)
     result = case.summarize(bootstrap_samples=FLAGS.bootstrap)
     if other:
         other = scores.renumber(other.table, other.ids, case.ids)

@@ -130,8 +130,8 @@ def shop(monkeypatch):
 
 
 def test_a_detector_without_anchors_goes_all_the_way(shop, tiny, tmp_path):
-    """With a toy backbone, augmentation, optimizer, metric and fusion: trained, scored, predicted, looked
-    at, exported."""
+    """With a toy backbone, augmentation, optimizer, metric and fusion: trained, scored, predicted,
+    looked at, exported."""
     run = [
         *tiny, f"--workdir={tmp_path}", "--config.model.name=one_box",
         "--config.model.backbone.name=squares", "--config.augment.apply=('darker','affine')",

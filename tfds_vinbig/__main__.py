@@ -4,6 +4,8 @@ python -m tfds_vinbig --config=256 --manual_dir=KAGGLE_FOLDER
 python -m tfds_vinbig --config=phantom
 python -m tfds_vinbig --config=NAME --size=N --manual_dir=FOLDER
 python -m tfds_vinbig --config=NAME --size=N --coco=INSTANCES.json --images=FOLDER
+
+Of one's own, --manual_dir, and --coco with --images, may be given several times: joined to one.
 """
 
 import argparse
@@ -30,6 +32,7 @@ PATHS = {
     "images": "FOLDER",
     "test_images": "FOLDER",
 }
+REPEATED = ("manual_dir", "coco", "images")  # where several sets of one's own are joined
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,12 +71,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "train_csv": "instead of FOLDER/train.csv",
         "train_meta": "instead of FOLDER/train_meta.csv",
         "test_meta": "instead of FOLDER/test_meta.csv",
-        "coco": "annotations of your own; images without are normal",
-        "images": "the pictures of --coco",
+        "coco": "annotations of your own; images without are normal; where several are given, and "
+        "--manual_dir beside them, they are joined, and what a set does not name is unknown there",
+        "images": "the pictures of --coco, one for each",
         "test_images": "pictures for a test split beside --coco",
     }
     for name, metavar in PATHS.items():
-        parser.add_argument(f"--{name}", metavar=metavar, help=helps[name])
+        action = "append" if name in REPEATED else "store"
+        parser.add_argument(f"--{name}", metavar=metavar, help=helps[name], action=action)
     parser.add_argument(
         "--boxes",
         choices=["strict", "cut"],
@@ -88,14 +93,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     flags = parser.parse_args(arguments)
     for name in PATHS:
-        value = getattr(flags, name)
-        try:
-            wrong = value is not None and (not value or "\0" in value)
-            Path(value or "").expanduser()
-        except RuntimeError:  # ~NAME of nobody
-            wrong = True
-        if wrong:
-            parser.error(f"argument --{name}: expected a path, not {value!r}")
+        given = getattr(flags, name)
+        for value in given if isinstance(given, list) else [given] if given is not None else []:
+            try:
+                wrong = not value or "\0" in value
+                Path(value).expanduser()
+            except RuntimeError:  # ~NAME of nobody
+                wrong = True
+            if wrong:
+                parser.error(f"argument --{name}: expected a path, not {value!r}")
     flags.data_dir = machine.datasets_folder(flags.data_dir or "")
     machine.with_home(flags.data_dir, "argument --data_dir")
     check(flags)
@@ -119,6 +125,8 @@ def check(flags: argparse.Namespace) -> None:
         refuse(("size", "coco", "images", "test_images"), f"--config={config}, which is VinBigData")
         if flags.manual_dir is None and config != "phantom":
             raise InputError(f"argument --manual_dir: needed with --config={config}")
+        if len(flags.manual_dir or ()) > 1:
+            raise InputError(f"argument --manual_dir: given twice, but --config={config} is one")
         return
     if not re.fullmatch(r"\w[\w.-]{0,99}", config, re.ASCII):
         raise InputError(
@@ -143,9 +151,17 @@ def check(flags: argparse.Namespace) -> None:
                 f"argument --manual_dir: needed with --config={config}, or --coco and --images"
             )
     else:
-        refuse(("manual_dir", "train_csv", "train_meta", "test_meta"), "--coco")
         if flags.images is None:
             raise InputError("argument --images: needed with --coco, the folder of its pictures")
+        if len(flags.images) != len(flags.coco):
+            raise InputError(
+                f"argument --images: {len(flags.images)} with {len(flags.coco)} of --coco; each "
+                "--coco needs the folder of its pictures, in the same order"
+            )
+        if len(flags.coco) > 1:
+            refuse(("test_images",), "several --coco")
+    if len(flags.manual_dir or ()) != 1:
+        refuse(("train_csv", "train_meta", "test_meta"), "none or several of --manual_dir")
 
 
 def main(arguments: list[str]) -> None:

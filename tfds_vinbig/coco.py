@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from jaxdet import InputError
 from tfds_vinbig import coco_json
 from tfds_vinbig.coco_results import read_detections, to_json
@@ -57,6 +59,9 @@ def read_annotations(path: str | Path) -> Annotations:
     found = coco_json.read(path, notes)
     rows = drop_empty(found.rows, path, notes)
     position = {name: i for i, name in enumerate(found.images)}
+    exhaustive = np.ones((len(position), len(found.class_names)), bool)
+    for name, labels in found.not_exhaustive.items():
+        exhaustive[position[name], list(labels)] = False
     return Annotations(
         found.class_names,
         found.class_ids,
@@ -65,6 +70,7 @@ def read_annotations(path: str | Path) -> Annotations:
         image_ids=tuple(image.number for image in found.images.values()),
         crowds=tuple((position[row.image_id], row.label, row[3:]) for row in found.crowds),
         left_out=found.left_out,
+        exhaustive=None if exhaustive.all() else exhaustive,
     )
 
 
@@ -130,9 +136,9 @@ def read_instances(
         if place is not None and not os.path.isdir(os.path.expanduser(place)):
             raise InputError(f"{place}: no such folder")
     problems, notes = [], []
-    listed, names, class_ids, rows, *_ = coco_json.read(path, notes)
-    rows_of = {name: {} for name in listed}
-    for place, row in rows.items():
+    found = coco_json.read(path, notes)
+    listed, rows_of = found.images, {name: {} for name in found.images}
+    for place, row in found.rows.items():
         rows_of[row.image_id][place] = row
 
     files = _files(listed, folder, path, problems, notes)
@@ -146,7 +152,8 @@ def read_instances(
         if problem := check_shape(files[name], shape, size, path):
             problems.append(problem)
         kept = cut_rows(rows_of[name], *size, problems, tally, allowed.cut_boxes)
-        train.append(Record(name, files[name], *size, index, kept))
+        partial = found.not_exhaustive.get(name, ())
+        train.append(Record(name, files[name], *size, index, kept, partial))
     notes += tally.notes(path)
     check_units(train, path, problems)
 
@@ -164,7 +171,7 @@ def read_instances(
             f"{files[name]}: image {name} is in {path} too" for name in files if name in listed
         ]
     raise_all(problems, path)
-    return Folder(names, class_ids, train, test, notes)
+    return Folder(found.class_names, found.class_ids, train, test, notes)
 
 
 def _files(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxdet import InputError
 from jaxdet.data import images
+from tfds_vinbig import coco_partial
 from tfds_vinbig.coco_boxes import box_of, is_crowd
 from tfds_vinbig.json_lists import list_of, load, parse_id, parse_whole, show
 from tfds_vinbig.records import (
@@ -63,8 +64,9 @@ def _number(key: Hashable) -> int | None:
 
 
 class Instances(NamedTuple):
-    """A whole file: images by image_id, classes as `Folder` has them, rows by place, crowds, and
-    the ids of categories that are left out."""
+    """A whole file: images by image_id, classes as `Folder` has them, rows by place, crowds, the
+    ids of categories that are left out, and the classes of an image, by their labels, of which
+    there may be more than is boxed."""
 
     images: dict[str, Image]
     class_names: tuple[str, ...]
@@ -72,6 +74,7 @@ class Instances(NamedTuple):
     rows: dict[str, Row]
     crowds: list[Row]
     left_out: frozenset[int]
+    not_exhaustive: dict[str, tuple[int, ...]]
 
 
 def read(path: Path, notes: list[str]) -> Instances:
@@ -86,9 +89,15 @@ def read(path: Path, notes: list[str]) -> Instances:
     listed = read_images(data, path, problems)
     categories, left_out = read_categories(data, path, problems, notes)
     raise_all(problems, path)  # annotations refer to these
-    rows, crowds = _read_rows(data, path, listed, categories, problems, notes)
+    everything = data, path, listed, categories, left_out
+    rows, crowds, partial = _read_rows(*everything, problems, notes)
     raise_all(problems, path)
-    return Instances(listed, *ranked(categories), rows, crowds, left_out)
+    if partial:
+        notes.append(
+            f"{path}: {sum(map(len, partial.values()))} pairs of image and class may have more "
+            f"than is boxed, in {len(partial)} images"
+        )
+    return Instances(listed, *ranked(categories), rows, crowds, left_out, partial)
 
 
 def read_categories(
@@ -230,15 +239,18 @@ def _read_rows(
     path: Path,
     listed: dict[str, Image],
     categories: dict[int, str],
+    left_out: frozenset[int],
     problems: list[str],
     notes: list[str],
-) -> tuple[dict[str, Row], list[Row]]:
-    """The annotations by place, with a row of "No finding" for each image without one; crowds."""
+) -> tuple[dict[str, Row], list[Row], dict[str, tuple[int, ...]]]:
+    """The annotations by place, with a row of "No finding" for each image that has none and no
+    class that may be there; crowds; and `Instances.not_exhaustive`."""
     ids = Ids({image.number: name for name, image in listed.items()})
     names, class_ids = ranked(categories)
     labels = {i: label for label, i in enumerate(class_ids) if i in categories}
     normal, nowhere = len(names), [math.nan] * 4
     rows, crowds, annotated, tally, regions = {}, 0, set(), Tally(), []
+    crowded = set()
     for place, entry in list_of(data, path, "annotations", problems):
         try:
             image_id, by_number = ids.find(parse_id(entry.get("image_id")))
@@ -250,6 +262,7 @@ def _read_rows(
             label = labels.get(parse_whole(entry.get("category_id")))
             if is_crowd(entry):
                 crowds += 1
+                crowded.add((image_id, label))
                 regions += _region(entry, image_id, label)
                 continue
             if label is None:
@@ -267,12 +280,16 @@ def _read_rows(
             "count neither as normal nor as having a finding"
         )
     notes += tally.notes(path)
+    classes = {i: label for i, label in labels.items() if label != normal}
+    passed_over = left_out | (labels.keys() - classes.keys())
+    entries = zip(listed, list_of(data, path, "images", problems), strict=True)
+    partial = coco_partial.read(entries, classes, passed_over, rows, crowded, problems)
     rows = drop_repeated(rows, normal, path, notes)
     note_contradictions(rows.values(), normal, path, notes)
     for name in listed:
-        if name not in annotated:
+        if name not in annotated and name not in partial:
             rows[f"{path}: image {name}"] = Row(name, normal, READER, *nowhere)
-    return rows, regions
+    return rows, regions, partial
 
 
 def _region(entry: dict, image_id: str, label: int | None) -> list[Row]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxdet import InputError
 from jaxdet.data import images
@@ -72,7 +72,10 @@ class Row(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One image: where its picture is, the original's size in pixels, and every reader's rows."""
+    """One image: where its picture is, the original's size in pixels, and every reader's rows.
+
+    Of the classes `not_exhaustive`, by their labels, there may be more than is boxed.
+    """
 
     image_id: str
     path: Path
@@ -80,6 +83,7 @@ class Record(NamedTuple):
     width: int
     index: int
     rows: list[Row]
+    not_exhaustive: tuple[int, ...] = ()
 
 
 class Folder(NamedTuple):
@@ -102,7 +106,8 @@ class Annotations(NamedTuple):
     `image` counts `ids`, which has every image of the file, `splits` the split of each image where
     the file says so, and `image_ids` the number (or name) that COCO has for each. `crowds` are the
     regions in which detections are not judged: (image, label, box) of each. Detections of the
-    classes `left_out`, by their ids, are passed over.
+    classes `left_out`, by their ids, are passed over. `exhaustive` says whether all of a class is
+    boxed in an image; None where all of every class is.
     """
 
     class_names: tuple[str, ...]
@@ -117,6 +122,7 @@ class Annotations(NamedTuple):
     image_ids: tuple[Hashable, ...] | None = None
     crowds: tuple[tuple[int, int, tuple[float, ...]], ...] = ()
     left_out: frozenset[int] = frozenset()
+    exhaustive: Bool[np.ndarray, "images classes"] | None = None
 
     def of_splits_with(self, ids: Iterable[str]) -> "Annotations":
         """The images of those splits that have an image of `ids`; all where there are no splits."""

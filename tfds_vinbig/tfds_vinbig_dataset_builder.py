@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from jaxdet import InputError
 from jaxdet.data import images as pictures
-from tfds_vinbig import kaggle, scratch, vindr
+from tfds_vinbig import kaggle, scratch
 from tfds_vinbig.drawn import drawn_phantom
 from tfds_vinbig.encoding import Shard, write_shards
 from tfds_vinbig.records import Allowed, Folder, Record, Row
+from tfds_vinbig.sets import read_sets
 
 
 @dataclasses.dataclass
@@ -45,11 +46,12 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     folder is the manual_dir of the download config; the phantom is drawn where it is missing.
     """
 
-    VERSION = tfds.core.Version("1.2.0")
+    VERSION = tfds.core.Version("1.3.0")
     RELEASE_NOTES = {  # noqa: RUF012
         "1.0.0": "Every reader's boxes.",
         "1.1.0": "The dataset knows its classes and what it was built from.",
         "1.2.0": "All annotations in a table, train.npz, beside the records.",
+        "1.3.0": "Classes of which not all is boxed in an image.",
     }
     BUILDER_CONFIGS = [  # noqa: RUF012
         Config("256", size=256, description="Pictures of 256 x 256 pixels."),
@@ -101,6 +103,8 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
                         }
                     ),
                     "normal_readers": features.Sequence(features.Text()),  # who saw nothing
+                    # Classes of which there may be more than is boxed.
+                    "not_exhaustive": features.Sequence(features.ClassLabel(names=class_names)),
                 }
             ),
             metadata=tfds.core.MetadataDict(),
@@ -171,6 +175,9 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         # What is said of the images again, so that no one need read the pictures for it.
         said = [(i, row) for i, record in enumerate(records) for row in self._rows(record)]
         boxes = [relative(row, records[i]) for i, row in said]
+        exhaustive = np.ones((count, self._normal), bool)
+        for i, record in enumerate(records):
+            exhaustive[i, list(record.not_exhaustive)] = False
         np.savez(
             self.data_path / f"{split}.npz",
             ids=[record.image_id for record in records],
@@ -181,6 +188,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             labels=np.array([row.label for _, row in said], np.int64),
             readers=np.array([row.rad_id for _, row in said], np.str_),
             relative_boxes=np.array(boxes, np.float32).reshape(-1, 4),  # in TFDS's order
+            exhaustive=exhaustive,
         )
         return tfds.core.SplitInfo(
             name=split,
@@ -206,6 +214,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
                     for row in found
                 ],
                 "normal_readers": [row.rad_id for row in normal],
+                "not_exhaustive": list(record.not_exhaustive),
             }
         )
 
@@ -236,6 +245,15 @@ def full_path(path: str | Path) -> str:
     return str(Path(os.path.expanduser(path)).resolve())
 
 
+def _listed(paths: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else list(paths or ())
+
+
+def _full_paths(paths: str | Path | Sequence[str | Path]) -> str | list[str]:
+    found = [full_path(path) for path in _listed(paths)]
+    return found[0] if len(found) == 1 else found
+
+
 def relative(row: Row, record: Record) -> tfds.features.BBox:
     """The box of a row as shares of its image; TFDS's float32 keeps it to 1e-7 of the image."""
     return tfds.features.BBox(
@@ -249,13 +267,13 @@ def relative(row: Row, record: Record) -> tfds.features.BBox:
 def build(
     config: str,
     data_dir: str | Path,
-    manual_dir: str | Path | None = None,
+    manual_dir: str | Path | Sequence[str | Path] | None = None,
     train_csv: str | Path | None = None,
     train_meta: str | Path | None = None,
     test_meta: str | Path | None = None,
     size: int | None = None,
-    coco: str | Path | None = None,
-    images: str | Path | None = None,
+    coco: str | Path | Sequence[str | Path] | None = None,
+    images: str | Path | Sequence[str | Path] | None = None,
     test_images: str | Path | None = None,
     boxes: str = "strict",
     follow_links: bool = False,
@@ -266,7 +284,8 @@ def build(
     `kaggle.read_folder`; the phantom is drawn into `DATA_DIR/phantom` unless `manual_dir` says
     where it is or is to be. Any other is the name of a dataset of one's own, with pictures of
     `size` pixels: a folder of Kaggle's form, the VinDr-CXR release, or `coco`, an annotation file,
-    with the pictures in `images` and, without annotations, in `test_images`. With `boxes` "cut",
+    with the pictures in `images` and, without annotations, in `test_images`; or several of these,
+    joined as `sets.join` says. With `boxes` "cut",
     those that leave their image are cut; with `follow_links`, pictures may be links.
 
     What is built already is left as it is; that it is from other paths is said. When this fails or
@@ -282,7 +301,8 @@ def build(
         raise InputError(
             f"--config={config}: not one of {known}; a dataset of your own needs --size"
         )
-    if coco is None and manual_dir is None and config != "phantom":
+    folders, *of_coco = map(_listed, (manual_dir, coco, images))
+    if not of_coco[0] and not folders and config != "phantom":
         raise InputError(f"--manual_dir: needed with --config={config}, the Kaggle folder")
     allowed = Allowed(follow_links, cut_boxes=boxes == "cut")
     data_dir = Path(os.path.expanduser(data_dir))
@@ -296,7 +316,7 @@ def build(
         "images": images,
         "test_images": test_images,
     }
-    source = {flag: full_path(path) for flag, path in source.items() if path is not None}
+    source = {flag: _full_paths(path) for flag, path in source.items() if path}
     if allowed.cut_boxes:
         source["boxes"] = boxes
     scratch.remove_abandoned(target)
@@ -311,24 +331,12 @@ def build(
         with scratch.beside(target) as beside:
             if config == "phantom":
                 manual_dir = drawn_phantom(
-                    Path(os.path.expanduser(manual_dir or data_dir / "phantom"))
+                    Path(os.path.expanduser(folders[0] if folders else data_dir / "phantom"))
                 )
                 source["manual_dir"] = full_path(manual_dir)
-            if coco is None and train_csv is None and vindr.is_release(manual_dir):
-                if not own:
-                    raise InputError(
-                        f"--config={config}: is VinBigData with 14 classes, but {manual_dir} is "
-                        "the VinDr-CXR release, with 22: --config=NAME --size=N"
-                    )
-                found = vindr.read_folder(manual_dir, train_meta, test_meta, allowed)
-            elif coco is None:
-                tables = train_csv, train_meta, test_meta
-                found = kaggle.read_folder(manual_dir, *tables, own, allowed)
-            else:
-                # Late, as its table of detections brings JAX, which the others need not wait for.
-                from tfds_vinbig.coco import read_instances
-
-                found = read_instances(coco, images, test_images, allowed)
+                folders = [manual_dir]
+            tables = train_csv, train_meta, test_meta
+            found = read_sets(config, own, folders, tables, *of_coco, test_images, allowed)
             with _silence():
                 builder = Builder(
                     found=found,
@@ -370,7 +378,7 @@ def _check_built(target: Path, source: dict[str, str], size: int | None) -> None
     recorded = info.metadata.get("source", {})
     if source and source != recorded:
         before, now = (
-            " ".join(f"--{flag}={path}" for flag, path in paths.items())
+            " ".join(f"--{flag}={path}" for flag in paths for path in _listed(paths[flag]))
             for paths in (recorded, source)
         )
         print(f"note: already built from {before}; {now} was not read: {way_out}", file=sys.stderr)

@@ -5,7 +5,7 @@ An augmentation is a function `(key, batch, **fields) -> batch`; the fields are 
 
 - images: float32 (batch, height, width), 0 (black) to 1 (white);
 - boxes: float32 (batch, boxes, 4), pixels of the image; labels, soft_targets and mask beside them
-  (False for padding), see `Targets`;
+  (False for padding), see `Targets`; bool exhaustive (batch, classes) where not all is boxed;
 - whatever else there is, which is handed on.
 
 Whoever adds, drops or reorders boxes does the same to labels, soft targets and mask. Shapes stay.
@@ -207,7 +207,9 @@ def paste_findings(
     near it, with soft edges, as bright as what surrounds it there. All findings of the other films
     are equally likely. Normal films receive too, and count as abnormal from then on. Nothing is
     pasted where all the places for boxes are taken, where it would hide a finding, or where another
-    finding would come along without its box.
+    finding would come along without its box. Where not everything is boxed, a film receives from
+    those alone that are exhaustive for every class that it is exhaustive for: what may come along
+    unseen is then unknown in the film too, and a pasted class that is, is known in its box alone.
 
     Args:
         paste_probability: that a film is to receive a finding.
@@ -216,12 +218,15 @@ def paste_findings(
     """
     images, boxes, labels = batch["images"], batch["boxes"], batch["labels"]
     soft_targets, mask = batch["soft_targets"], batch["mask"]
+    exhaustive = batch.get("exhaustive")
     num_images, num_boxes = mask.shape
     size = image_size(batch)
 
     def one(key, here):
         keys = jax.random.split(key, 3)
         of_others = mask & (jnp.arange(num_images) != here)[:, None]
+        if exhaustive is not None:
+            of_others &= (exhaustive | ~exhaustive[here]).all(axis=1)[:, None]
         logits = jnp.where(of_others, 0.0, -jnp.inf)
         chosen = jax.random.categorical(keys[0], logits.ravel())
         there, slot = chosen // num_boxes, chosen % num_boxes

@@ -50,7 +50,7 @@ def pad(dataset: Dataset, findings: Findings, image_size: int) -> Targets:
         return result
 
     mask = np.arange(most) < counts[:, None]
-    return Targets(boxes, labels, padded(findings.soft_targets), mask)
+    return Targets(boxes, labels, padded(findings.soft_targets), mask, dataset.exhaustive)
 
 
 class Images(Sequence):
@@ -152,7 +152,7 @@ def training_batches(
         chosen = np.asarray(chosen)[rows]
         return {
             "images": np.stack([images[int(i)] for i in chosen]),
-            **{name: column[chosen] for name, column in targets._asdict().items()},
+            **{name: column[chosen] for name, column in targets.columns().items()},
             "image": chosen,  # its position in the dataset
         }
 

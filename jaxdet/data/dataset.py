@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxdet import InputError
@@ -52,6 +52,8 @@ class Dataset:
         checksums: of each encoded image.
         source: the encoded images of the split, read anew when one is asked for.
         rows: position of each image in `source`.
+        exhaustive: whether all that there is of a class in an image is boxed: nothing, where it has
+            no box. Where that is not so, there may be more. None where it is so everywhere.
     """
 
     class_names: tuple[str, ...]
@@ -63,6 +65,7 @@ class Dataset:
     checksums: Int[np.ndarray, "n"]
     source: Sequence[bytes]
     rows: Int[np.ndarray, "n"]
+    exhaustive: Bool[np.ndarray, "n classes"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,6 +74,11 @@ class Dataset:
     def num_classes(self) -> int:
         """Classes of findings, which is also the label of "No finding"."""
         return len(self.class_names)
+
+    @property
+    def num_unknown(self) -> int:
+        """Pairs of image and class where there may be more than is boxed."""
+        return 0 if self.exhaustive is None else int((~self.exhaustive).sum())
 
     def take(self, chosen: Int[np.ndarray, "m"]) -> "Dataset":
         """The chosen images, in that order."""
@@ -82,6 +90,7 @@ class Dataset:
             annotations=self.annotations.of_images(chosen),
             checksums=self.checksums[chosen],
             rows=self.rows[chosen],
+            exhaustive=None if self.exhaustive is None else self.exhaustive[chosen],
         )
 
     def of_ids(self, ids: Sequence[str] | np.ndarray) -> "Dataset":
@@ -107,6 +116,8 @@ class Dataset:
             digest.update(f"{self.ids[i]} {self.sizes[i]} {self.checksums[i]}".encode())
             digest.update(" ".join(rows.readers[mine]).encode())
             digest.update(rows.labels[mine].tobytes() + rows.boxes[mine].tobytes())
+            if self.exhaustive is not None:
+                digest.update(self.exhaustive[i].tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -194,6 +205,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
             raise ValueError(f"{table.name} is of another dataset")
         relative = columns["relative_boxes"].astype(np.float64)[:, [1, 0, 3, 2]]
         scale = columns["sizes"][columns["image"]][:, [1, 0, 1, 0]]
+        exhaustive = columns.get("exhaustive")  # not there before version 1.3.0
         return Dataset(
             class_names=class_names,
             class_ids=tuple(map(int, class_ids)),
@@ -209,6 +221,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Dataset:
             checksums=columns["checksums"],
             source=_Pictures(builder, split, columns["checksums"]),
             rows=np.arange(stored.num_examples),
+            exhaustive=None if exhaustive is None or exhaustive.all() else exhaustive,
         )
     except Exception as error:  # whatever NumPy, TFDS or ArrayRecord run into
         raise _damaged(folder, error) from error

@@ -53,14 +53,20 @@ def froc(
     scores: Float[np.ndarray, "n"],
     is_true: Bool[np.ndarray, "n"],
     num_truth: int | np.integer,
-    num_images: int,
+    num_images: int | np.integer,
+    weight: Float[np.ndarray, "n"] | int = 1,
 ) -> Froc:
-    """The whole FROC curve, from which `metrics.froc` takes points; of one class, or all pooled."""
+    """The whole FROC curve, from which `metrics.froc` takes points; of one class, or all pooled.
+
+    Args:
+        num_images: where the false positives count.
+        weight: how many false positives each stands for.
+    """
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # equal scores come together
     hits = is_true[order]
     return Froc(
-        np.append(0, np.cumsum(~hits)[ends]) / num_images,
+        np.append(0, np.cumsum((~is_true * weight)[order])[ends]) / num_images,
         np.append(0, np.cumsum(hits)[ends]) / num_truth,
     )
 

@@ -73,4 +73,5 @@ class Evaluator:
             self.truth,
             self.config.evaluation.ground_truth,
             self.table,
+            exhaustive=self.dataset.exhaustive,
         )

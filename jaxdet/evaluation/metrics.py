@@ -48,15 +48,19 @@ class Matched(NamedTuple):
     num_classes: int
     target: Int[np.ndarray, "n"]  # the truth of its image and class with the highest IoU, or -1
     overlap: Float[np.ndarray, "n"]  # that IoU
-    in_crowd: Float[np.ndarray, "n"]  # the share of its area in a crowd, see `share_in_crowds`
+    # The share of its area in a crowd, see `share_in_crowds`; 1 where its class is not `judged`.
+    excused: Float[np.ndarray, "n"]
+    # Of each class, "No finding" last, the images where a detection of it that is no true positive
+    # is a false one; None for all.
+    judged: Bool[np.ndarray, "images classes"] | None = None
 
     def is_true(self, iou_threshold: float = IOU_THRESHOLD) -> Bool[np.ndarray, "n"]:
         """Which detections are true positives, by PASCAL VOC's rule."""
         return ops.first_to_reach(self.target, self.overlap, iou_threshold)
 
     def ignored(self, iou_threshold: float = IOU_THRESHOLD) -> Bool[np.ndarray, "n"]:
-        """Which detections are no false positives either, as they are in a crowd."""
-        return (self.in_crowd > iou_threshold) & ~self.is_true(iou_threshold)
+        """Which detections are no false positives either, as they are excused."""
+        return (self.excused > iou_threshold) & ~self.is_true(iou_threshold)
 
     def select(self, chosen: Bool[np.ndarray, "n"]) -> "Matched":
         """Without the detections that are not chosen."""
@@ -64,8 +68,12 @@ class Matched(NamedTuple):
             detections=BoxTable(*(column[chosen] for column in self.detections)),
             target=self.target[chosen],
             overlap=self.overlap[chosen],
-            in_crowd=self.in_crowd[chosen],
+            excused=self.excused[chosen],
         )
+
+    def of_known(self, weights: Weights) -> Weights:
+        """The weights of images of which it is known whether they have any finding; else 0."""
+        return weights if self.judged is None else weights * self.judged[:, -1]
 
 
 def match(
@@ -74,14 +82,31 @@ def match(
     num_images: int,
     num_classes: int,
     crowds: BoxTable | None = None,
+    judged: Bool[np.ndarray, "images classes"] | None = None,
 ) -> Matched:
-    """The detections by score, matched to the truth; with COCO's crowds, if there are any."""
+    """The detections by score, matched to the truth; with COCO's crowds, if there are any, and
+    where each class is judged, see `judged_classes`."""
     detections = ops.by_score(detections)
-    in_crowd = np.zeros(len(detections.image))
+    excused = np.zeros(len(detections.image))
     if crowds is not None:
-        in_crowd = ops.share_in_crowds(detections, crowds)
+        excused = ops.share_in_crowds(detections, crowds)
+    if judged is not None:
+        excused = np.where(judged[detections.image, detections.labels], excused, 1.0)
     matches = ops.match(detections, truth)
-    return Matched(detections, truth, num_images, num_classes, *matches, in_crowd)
+    return Matched(detections, truth, num_images, num_classes, *matches, excused, judged)
+
+
+def judged_classes(
+    truth: BoxTable, exhaustive: Bool[np.ndarray, "images classes"]
+) -> Bool[np.ndarray, "images classes_and_normal"]:
+    """Where a detection of a class, "No finding" last, that is no true positive is a false one.
+
+    As in LVIS: where all of a class is boxed, nothing being a case of it. Whether an image is
+    normal is known where it has a box, where somebody said so, or where all of every class is.
+    """
+    said = exhaustive.all(axis=1)
+    said[truth.image] = True
+    return np.column_stack([exhaustive, said])
 
 
 def average_precision(
@@ -117,7 +142,7 @@ def coco(matched: Matched, weights: Weights) -> dict[str, Values]:
     kept &= matched.detections.labels < matched.num_classes
     matched = matched.select(kept)
     is_true = ops.coco_true_positives(matched.detections, matched.truth, COCO_IOU_THRESHOLDS)
-    ignored = (matched.in_crowd >= np.array(COCO_IOU_THRESHOLDS)[:, None]) & ~is_true
+    ignored = (matched.excused >= np.array(COCO_IOU_THRESHOLDS)[:, None]) & ~is_true
     aps = ops.weighted_average_precision(
         is_true, matched.detections, matched.truth, matched.num_classes, weights, ignored
     )
@@ -126,7 +151,8 @@ def coco(matched: Matched, weights: Weights) -> dict[str, Values]:
 
 def weighted_afroc(matched: Matched, weights: Weights) -> dict[str, Values]:
     """Area under the weighted AFROC curve of all findings (Chakraborty & Zhai 2016): lesions found,
-    of an image with equal weights, against false positives of normal images."""
+    of an image with equal weights, against false positives of normal images. Images that may be
+    normal or not are left out."""
     matched = matched.select(~matched.ignored())
     area = ops.weighted_afroc_area(
         matched.detections,
@@ -134,17 +160,19 @@ def weighted_afroc(matched: Matched, weights: Weights) -> dict[str, Values]:
         matched.truth,
         matched.target,
         matched.num_classes,
-        weights,
+        matched.of_known(weights),
     )
     return {"wAFROC": area}
 
 
 def image_auc(matched: Matched, weights: Weights) -> dict[str, Values]:
-    """Area under the ROC curve of "any finding": images with findings against normal ones."""
+    """Area under the ROC curve of "any finding": images with findings against normal ones.
+    Images that may be either are left out."""
     matched = matched.select(~matched.ignored())
     scores, abnormal = any_finding(
         matched.detections, matched.truth, matched.num_images, matched.num_classes
     )
+    weights = matched.of_known(weights)
     area = ops.ranking_area(
         scores[~abnormal], scores[abnormal], weights[:, ~abnormal], weights[:, abnormal]
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxdet.evaluation import metrics
 from jaxdet.ops import fusion
@@ -44,10 +44,13 @@ class Case(NamedTuple):
     method: str  # how the truth was made from the readers' boxes
     detections: BoxTable
     crowds: BoxTable | None = None  # regions where false positives do not count (COCO)
+    # Whether all of a class is boxed, see `Dataset`: where it is not, false positives do not count.
+    exhaustive: Bool[np.ndarray, "images classes"] | None = None
 
     def judged(self, detections: BoxTable) -> BoxTable:
-        """Some detections of these images without those that crowds leave out at IoU 0.4."""
-        if self.crowds is None:
+        """Some detections of these images without those that do not count at IoU 0.4: they are in a
+        crowd, or may be of what is not boxed."""
+        if self.crowds is None and self.exhaustive is None:
             return detections
         matched = self._replace(detections=detections).matched()
         return matched.select(~matched.ignored()).detections
@@ -55,7 +58,20 @@ class Case(NamedTuple):
     def matched(self) -> metrics.Matched:
         """The detections matched to the truth."""
         sizes = len(self.ids), len(self.class_names)
-        return metrics.match(self.detections, self.truth, *sizes, self.crowds)
+        judged = self.judged_classes()
+        return metrics.match(self.detections, self.truth, *sizes, self.crowds, judged)
+
+    def judged_classes(self) -> Bool[np.ndarray, "images classes"] | None:
+        """See `metrics.judged_classes`; None where all are."""
+        if self.exhaustive is None:
+            return None
+        return metrics.judged_classes(self.truth, self.exhaustive)
+
+    def images_judged(self) -> Int[np.ndarray, "classes"]:
+        """In how many images the false positives of each class count."""
+        if self.exhaustive is None:
+            return np.full(len(self.class_names), len(self.ids))
+        return self.exhaustive.sum(axis=0)
 
     def summarize(
         self, evaluation: Mapping[str, Any] | None = None, bootstrap_samples: int = 0
@@ -78,6 +94,9 @@ class Case(NamedTuple):
             "ground_truth": self.method,
             "FROC": self._froc(),
         }
+        if self.exhaustive is not None:
+            counts = map(int, self.images_judged())
+            scores["images_judged"] = dict(zip(self.class_names, counts, strict=True))
         if bootstrap_samples:
             samples = metrics.bootstrap(matched, bootstrap_samples, evaluation)
             scores["95% interval"] = self.intervals(samples)
@@ -115,6 +134,7 @@ class Case(NamedTuple):
             len(self.ids),
             metrics.IOU_THRESHOLD,
             len(self.class_names),
+            images_judged=self.images_judged(),
         )
         return {
             "false_positives_per_image": ops.FALSE_POSITIVES,
@@ -148,6 +168,7 @@ def of_files(
     detections: BoxTable,
     method: str,
     crowds: Sequence[tuple[int, int, tuple[float, ...]]] = (),
+    exhaustive: Bool[np.ndarray, "images classes"] | None = None,
 ) -> Case:
     """The case of a file of detections and a file of readers' rows.
 
@@ -158,6 +179,8 @@ def of_files(
         ids: of the annotated images, which `image` counts.
         detected_ids: of the images of `detections`, which its `image` counts.
         method: of making ground truth, see `ground_truth`.
+        crowds: image, label and box of regions where false positives do not count.
+        exhaustive: of the annotated images, see `Case`.
     """
     missing, unknown = len(set(ids) - set(detected_ids)), len(set(detected_ids) - set(ids))
     if missing:
@@ -173,7 +196,10 @@ def of_files(
     if crowds:
         columns = [np.array(column) for column in zip(*crowds, strict=True)]
         regions = BoxTable(*columns, np.ones(len(crowds)))
-    return Case(all_ids, class_names, truth, method, detections, regions)
+    if exhaustive is not None:
+        others = np.ones((len(all_ids) - len(ids), len(class_names)), bool)
+        exhaustive = np.concatenate([exhaustive, others])
+    return Case(all_ids, class_names, truth, method, detections, regions, exhaustive)
 
 
 def number_names(scores: Mapping[str, Any]) -> list[str]:
@@ -203,4 +229,7 @@ def format_table(scores: dict, truth: BoxTable) -> str:
             + ", ".join(f"{y:.2f} at {x:g}" for y, x in points)
         )
     lines.append(f"{scores['num_images']} images, ground truth {scores['ground_truth']}")
+    if judged := scores.get("images_judged"):
+        pairs = sum(scores["num_images"] - count for count in judged.values())
+        lines.append(f"{pairs} pairs of image and class may have more than is boxed: not judged")
     return "\n".join(lines)

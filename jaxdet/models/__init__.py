@@ -3,7 +3,8 @@
 A detector is a module with
 - `__call__(images, train) -> outputs`, of normalised images (`images.normalize`);
 - `losses(outputs, targets) -> {name: number}`: "loss" is made small; all are logged by their names,
-  and those that are whole numbers are counts of what went wrong, shown where they are not 0;
+  and those that are whole numbers are counts of what went wrong, shown where they are not 0. Of a
+  class that is not all boxed (`Targets.exhaustive`) what is not boxed is no background;
 - `detections(outputs, **config.inference) -> Detections`, in pixels of the input;
 - `describe() -> str`, what it is, for people.
 

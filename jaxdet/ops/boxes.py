@@ -28,11 +28,18 @@ class Targets(NamedTuple):
     labels: Int[Array | np.ndarray, "*images boxes"]
     soft_targets: Float[Array | np.ndarray, "*images boxes"]  # 1; less where readers disagree
     mask: Bool[Array | np.ndarray, "*images boxes"]  # False for padding
+    # Whether all of a class is boxed: where it is not, what is not boxed is not background. None
+    # where everything is.
+    exhaustive: Bool[Array | np.ndarray, "*images classes"] | None = None
 
     @classmethod
     def of_batch(cls, batch: Mapping[str, Any]) -> "Targets":
         """Those of a batch, which has them by name."""
-        return cls(*(batch[name] for name in cls._fields))
+        return cls(**{name: batch[name] for name in cls._fields if name in batch})
+
+    def columns(self) -> dict[str, Array | np.ndarray]:
+        """What there is, by name."""
+        return {name: column for name, column in self._asdict().items() if column is not None}
 
 
 def concatenate(tables: Sequence[BoxTable], num_images: Sequence[int]) -> BoxTable:

@@ -129,7 +129,8 @@ def anchor_losses(
     """Class loss of all anchors and box loss of the matched ones, each / max(1, matched anchors).
 
     As torchvision's `RetinaNetHead.compute_loss` for one image: an image without boxes still
-    teaches the background. Computed in float32.
+    teaches the background. Of a class that is not boxed exhaustively (see `Targets`), only what is
+    boxed teaches. Computed in float32.
 
     Args:
         matches: the box of each anchor, see `match_anchors`.
@@ -149,7 +150,10 @@ def anchor_losses(
     predicted = jax.lax.stop_gradient(box_coder.decode(box_offsets, anchors))
     iou = box_ops.iou(predicted, matched_boxes)[:, None]
     of_classes = class_loss(class_logits, class_targets, iou)
-    of_classes = jnp.where((matches != IGNORED)[:, None], of_classes, 0).sum()
+    counts = (matches != IGNORED)[:, None]
+    if targets.exhaustive is not None:
+        counts &= targets.exhaustive | (class_targets > 0)
+    of_classes = jnp.where(counts, of_classes, 0).sum()
 
     of_boxes = box_loss(box_offsets, anchors, matched_boxes, box_coder)
     of_boxes = jnp.where(foreground, of_boxes, 0).sum()
@@ -159,10 +163,15 @@ def anchor_losses(
 def image_loss(logits: Float[Array, "labels"], targets: Targets) -> Float[Array, ""]:
     """Mean binary cross-entropy of an image's labels: each class in turn, then "any finding".
 
-    A class is in the image as surely as its surest box (see `Targets.soft_targets`).
+    A class is in the image as surely as its surest box (see `Targets.soft_targets`). One without a
+    box that may be there all the same adds nothing, and so does "any finding" for it.
     """
     present = jax.nn.one_hot(targets.labels, len(logits) - 1)
     present *= (targets.soft_targets * targets.mask)[:, None]
     present = present.max(axis=0, initial=0)
     wanted = jnp.append(present, present.max())
-    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), wanted).mean()
+    of_labels = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), wanted)
+    if targets.exhaustive is not None:
+        known = jnp.append(targets.exhaustive, targets.exhaustive.all()) | (wanted > 0)
+        of_labels = jnp.where(known, of_labels, 0)
+    return of_labels.mean()

@@ -249,6 +249,7 @@ def froc(
     iou_threshold: float,
     num_classes: int,
     false_positives: Sequence[float] = FALSE_POSITIVES,
+    images_judged: Int[np.ndarray, "classes"] | None = None,
 ) -> tuple[Float[np.ndarray, "classes rates"], Float[np.ndarray, "rates"]]:
     """Free-response ROC: recall (sensitivity) at given numbers of false positives per image.
 
@@ -260,25 +261,31 @@ def froc(
 
     Args:
         num_images: all images read, also those without ground truth or detections.
+        images_judged: in how many of them the false positives of each class count; all, if left
+            out. "Per image" is per such image. Pooled, each false positive of a class that counts
+            in a part of the images stands for as many more as the part is smaller.
     """
     detections = by_score(detections)
     is_true = first_to_reach(*match(detections, truth), iou_threshold)
+    judged = np.full(num_classes, num_images) if images_judged is None else images_judged
 
-    def recall(mine, num_truth):
+    def recall(mine, num_truth, num_images, weight):
         found, scores = is_true[mine], detections.scores[mine]
         ends = np.flatnonzero(np.diff(scores, append=-np.inf))  # equal scores come together
         num_found = np.cumsum(found)[ends]
         points = np.searchsorted(
-            np.cumsum(~found)[ends], np.array(false_positives) * num_images, side="right"
+            np.cumsum(~found * weight)[ends], np.array(false_positives) * num_images, side="right"
         )
         return np.append(0, num_found)[points] / num_truth if num_truth else np.nan
 
     counts = np.bincount(truth.labels, minlength=num_classes)[:num_classes]
     each = np.full((num_classes, len(false_positives)), np.nan)
     for label in range(num_classes):
-        each[label] = recall(detections.labels == label, counts[label])
+        each[label] = recall(detections.labels == label, counts[label], judged[label], 1)
     pooled = np.full(len(false_positives), np.nan)
-    pooled[:] = recall(detections.labels < num_classes, counts.sum())
+    mine = detections.labels < num_classes
+    weight = (num_images / np.maximum(judged, 1))[detections.labels[mine]]
+    pooled[:] = recall(mine, counts.sum(), num_images, weight)
     return each, pooled
 
 

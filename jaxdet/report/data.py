@@ -61,6 +61,7 @@ def data_page(
         "sets": [_describe(name, part) for name, part in
                  (("training", train_set), ("evaluation", eval_set))],
         "classes": _classes(model, dataset, targets),
+        "unknown": dataset.num_unknown,
         "reaches": hasattr(model, "reach"),
         "sizes": _sizes(dataset, targets),
         "maps": _maps(dataset, pixels),
@@ -92,7 +93,13 @@ def data_page(
 def _describe(name: str, dataset: Dataset) -> dict:
     rows = survey.findings(dataset.annotations, dataset.num_classes)
     abnormal = len(np.unique(rows.image))
-    return {"name": name, "images": len(dataset), "abnormal": abnormal, "boxes": len(rows.image)}
+    return {
+        "name": name,
+        "images": len(dataset),
+        "abnormal": abnormal,
+        "boxes": len(rows.image),
+        "unknown": dataset.num_unknown,
+    }
 
 
 def _classes(model, dataset, targets) -> list[dict]:
@@ -108,6 +115,9 @@ def _classes(model, dataset, targets) -> list[dict]:
             {
                 "name": name,
                 "images": len(np.unique(rows.image[rows.labels == label])),
+                "unknown": 0
+                if dataset.exhaustive is None
+                else int((~dataset.exhaustive[:, label]).sum()),
                 "drawn": int((rows.labels == label).sum()),
                 "fused": int(mine.sum()),
                 "side": float(np.median(side[mine])) if mine.any() else None,

@@ -78,6 +78,7 @@ def evaluation_page(
         "config": json.dumps(config, indent=2) if config else "",
         "scores": scores,
         "num_boxes": int(np.sum(case.truth.labels < num_classes)),
+        "unjudged": int((len(case.ids) - case.images_judged()).sum()),
         "tiles": _tiles(case, scores),
         "against": against and _against(against, scores),
         "classes": _classes(case, scores),
@@ -174,10 +175,16 @@ def _precision_recall(case, scores) -> list[dict]:
 
 def _froc(case, scores) -> dict:
     *of_classes, _ = _judged(case)
-    num_images = len(case.ids)
-    single = [curves.froc(*judged, num_images) for judged in of_classes if judged[2]]
+    num_images, counted = len(case.ids), case.images_judged()
+    single = [
+        curves.froc(*judged, images)
+        for judged, images in zip(of_classes, counted, strict=True)
+        if judged[2]
+    ]
     together = [np.concatenate(column) for column in list(zip(*of_classes, strict=True))[:2]]
-    pooled = curves.froc(*together, sum(judged[2] for judged in of_classes), num_images)
+    weight = np.repeat(num_images / np.maximum(counted, 1), [len(one[0]) for one in of_classes])
+    num_truth = sum(judged[2] for judged in of_classes)
+    pooled = curves.froc(*together, num_truth, num_images, weight)
     froc = scores["FROC"]
     rates = ["1/8", "1/4", "1/2", *(f"{rate:g}" for rate in metrics.FALSE_POSITIVES[3:])]
     rows = [("all findings", froc["recall"])]
@@ -186,10 +193,16 @@ def _froc(case, scores) -> dict:
     return {"plot": plot, "rates": rates, "rows": rows}
 
 
+def _scores_of_images(case) -> tuple[np.ndarray, np.ndarray]:
+    """`curves.any_finding` of the images of which it is known whether they have one."""
+    sizes, judged = (len(case.ids), len(case.class_names)), case.judged_classes()
+    scores, abnormal = curves.any_finding(case.detections, case.truth, *sizes)
+    known = slice(None) if judged is None else judged[:, -1]
+    return scores[known], abnormal[known]
+
+
 def _any_finding(case) -> dict | None:
-    scores, abnormal = curves.any_finding(
-        case.detections, case.truth, len(case.ids), len(case.class_names)
-    )
+    scores, abnormal = _scores_of_images(case)
     roc = curves.roc(scores, abnormal)
     if roc is None:
         return None
@@ -214,7 +227,7 @@ def _calibration(case) -> list[dict]:
     num_classes = len(case.class_names)
     is_true, _ = metrics.true_positives(case.detections, case.truth, IOU_THRESHOLD)
     boxes = case.detections.labels < num_classes
-    images, abnormal = curves.any_finding(case.detections, case.truth, len(case.ids), num_classes)
+    images, abnormal = _scores_of_images(case)
     result = []
     for name, what, scores, held in (
         ("boxes", "share that hit", case.detections.scores[boxes], is_true[boxes]),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
@@ -43,7 +44,7 @@ def train_folds(
         fold_config = config.copy_and_resolve_references()
         fold_config.data.fold = fold
         folds.append((fold_config, splits.train_and_eval(fold_config.data, builder, dataset)))
-    ids, tables, truths, sizes = [], [], [], []
+    ids, tables, truths, sizes, known = [], [], [], [], []
     for fold, (fold_config, sets) in enumerate(folds):
         print(f"fold {fold} of {config.data.num_folds}")
         with lock.held(folder / f"fold{fold}"):
@@ -53,5 +54,9 @@ def train_folds(
         truths.append(evaluator.truth)
         ids += list(evaluator.dataset.ids)
         sizes.append(len(evaluator.dataset))
+        known.append(evaluator.dataset.exhaustive)
     truth, detections = concatenate(truths, sizes), concatenate(tables, sizes)
-    return scores.Case(ids, dataset.class_names, truth, config.evaluation.ground_truth, detections)
+    exhaustive = None if dataset.exhaustive is None else np.concatenate(known)
+    method = config.evaluation.ground_truth
+    named = ids, dataset.class_names, truth, method, detections
+    return scores.Case(*named, exhaustive=exhaustive)

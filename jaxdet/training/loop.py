@@ -61,6 +61,8 @@ def train(
         f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on; "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     )
+    if train_set.num_unknown:
+        print(f"{train_set.num_unknown} pairs of image and class may have more than is boxed")
 
     # The run that goes on here, or a new one with a plan of its own.
     if checkpoint.exists(folder):

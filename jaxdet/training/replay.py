@@ -51,7 +51,8 @@ def read(file: Path) -> dict[str, np.ndarray]:
     names = {"step", "ids", "images", *Targets._fields}
     try:
         arrays = read_npz(file)
-        batch = {name: arrays[name] for name in names}
+        # Without the last where everything is boxed.
+        batch = {name: arrays[name] for name in names if name in arrays or name != "exhaustive"}
     except FileNotFoundError as error:
         raise InputError(f"--replay: {file}: no such file") from error
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

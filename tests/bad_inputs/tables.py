@@ -196,6 +196,10 @@ CASES = {
         ),
         "two ids of one class": instances(SAME_NAME),
         "an unknown category": annotation(category_id=99),
+        "absent classes that are no list": image(neg_category_ids="2"),
+        "a class that is absent and not all boxed": image(
+            neg_category_ids=[2, 5], not_exhaustive_category_ids=[5]
+        ),
         "an unknown image": annotation(image_id=99),
         "a picture that is a link out of the folder": linked_picture,
         "boxes that are shares of the image": shares,

@@ -60,7 +60,7 @@ def batch_of(films):
             label += 1
             targets.labels[i, slot], targets.mask[i, slot] = label, True
             targets.soft_targets[i, slot] = 1 / label
-    batch = {"images": images, **targets._asdict(), "image": np.arange(len(films))}
+    batch = {"images": images, **targets.columns(), "image": np.arange(len(films))}
     return jax.tree.map(jnp.array, batch)
 
 
@@ -273,8 +273,21 @@ def test_when_a_finding_comes(films, options, pastes):
     assert after["mask"][-1].sum() - before["mask"][-1].sum() == pastes
     if not pastes:
         np.testing.assert_allclose(after["images"][-1], before["images"][-1], atol=1e-3)
-        for name in Targets._fields:
+        for name in before.keys() - {"images"}:
             np.testing.assert_array_equal(after[name][-1], before[name][-1])
+
+
+def test_a_film_receives_from_those_that_know_what_it_knows():
+    """What comes along unseen must not become background: no one gives to who knows more."""
+    before = batch_of([[(12, 12, 5, 5)], [(50, 12, 5, 5)], [(12, 50, 5, 5)], [(50, 50, 5, 5)]])
+    before["exhaustive"] = jnp.array([[1, 0], [0, 1], [1, 1], [0, 0]], bool)
+    came = {i: set() for i in range(4)}
+    for key in range(12):
+        after = paste(before, key)
+        np.testing.assert_array_equal(after["exhaustive"], before["exhaustive"])
+        for film in range(4):
+            came[film] |= set(after["labels"][film, 1:][after["mask"][film, 1:]].tolist())
+    assert came == {0: {3}, 1: {3}, 2: set(), 3: {1, 2, 3}}
 
 
 def test_no_finding_comes_along_without_its_box():

@@ -76,7 +76,7 @@ def test_files_of_another_size_are_said(data_dir, tmp_path):
 
 
 def test_a_split_that_there_is_not_is_said(data_dir):
-    with pytest.raises(InputError, match=r"1\.2\.0 has no validation\.npz"):
+    with pytest.raises(InputError, match=r"1\.3\.0 has no validation\.npz"):
         read_split(open_dataset("tfds_vinbig/256", str(data_dir)), "validation")
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from jaxdet.doors import choose
 from jaxdet.ops import box_coder
@@ -98,6 +99,28 @@ def test_loss_by_hand():
     np.testing.assert_allclose(loss.box_loss, error / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("class_loss", ["focal", "varifocal"])
+def test_what_is_not_boxed_is_no_background_of_a_class_that_may_be_there(class_loss):
+    """Class 0 is known, of 1 there is a box and may be more, 2 is unknown."""
+    rng = np.random.default_rng(4)
+    logits, offsets = (jnp.array(rng.normal(size=(4, n)), jnp.float32) for n in (3, 4))
+    matches = jnp.array([0, BACKGROUND, IGNORED, BACKGROUND])
+    loss = jax.jit(
+        lambda x, known: anchor_losses(
+            x, offsets, ANCHORS, matches,
+            Targets(BOXES, jnp.array([1, 1]), jnp.ones(2), jnp.array([True, False]), known),
+            class_loss=CLASS_LOSSES[class_loss],
+        )
+    )  # fmt: skip
+    slope = jax.jit(jax.grad(lambda x, known: loss(x, known).class_loss))
+    whole, part = slope(logits, None), slope(logits, jnp.array([True, False, False]))
+    counts = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0]])
+    assert (np.asarray(whole) != 0).sum() == 9
+    np.testing.assert_array_equal(part, whole * counts)
+    assert loss(logits, None) == loss(logits, jnp.ones(3, bool))
+    assert loss(logits, None).box_loss == loss(logits, jnp.zeros(3, bool)).box_loss
+
+
 def test_an_image_without_boxes_teaches_the_background():
     zeros = jnp.zeros((4, 3)), jnp.zeros((4, 4))
     grads = jax.grad(lambda c, b: sum(loss_of(c, b, [BACKGROUND] * 4)), argnums=(0, 1))(*zeros)
@@ -188,3 +211,21 @@ def test_image_loss_by_hand():
     np.testing.assert_allclose(image_loss(logits, targets), expected, rtol=1e-6)
     normal = image_loss(logits, targets._replace(mask=jnp.zeros(3, bool)))
     np.testing.assert_allclose(normal, -np.log(1 - p).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "known,boxed,counts",
+    [
+        ([1, 1, 1], True, [1, 1, 1, 1]),
+        ([1, 0, 0], True, [1, 1, 0, 1]),  # there is a box: it has a finding for sure
+        ([1, 0, 1], False, [1, 0, 1, 0]),  # it may have one
+        ([1, 1, 1], False, [1, 1, 1, 1]),
+    ],
+)
+def test_image_loss_of_labels_that_are_known(known, boxed, counts):
+    logits = jnp.array([0.5, -1.0, 2.0, 3.0])
+    labels, mask = jnp.array([1]), jnp.array([boxed])
+    targets = Targets(jnp.zeros((1, 4)), labels, jnp.ones(1), mask)
+    slope = jax.grad(lambda x, t: image_loss(x, t))
+    part = slope(logits, targets._replace(exhaustive=jnp.array(known, bool)))
+    np.testing.assert_array_equal(part, slope(logits, targets) * np.array(counts))

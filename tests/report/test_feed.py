@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,11 +86,15 @@ def test_the_page_about_a_detector_without_anchors(config, dataset):
     found = read(html)
     assert "anchors" in found.sections and "reached" not in found.cells
     assert "FCOS, levels P3, P4, P5" in html and "matching)" not in html
+    assert "not all boxed" not in html and "unknown" not in found.cells
     fed, *_ = galleries(html)
     assert sum(len(film["boxes"]["anchors"]) for film in fed["films"]) > 24
 
 
 def test_the_page_about_the_data(config, dataset):
+    exhaustive = np.ones((len(dataset), dataset.num_classes), bool)
+    exhaustive[:25, 3] = exhaustive[7, 5] = False
+    dataset = replace(dataset, exhaustive=exhaustive)
     train_set, eval_set = dataset.take(np.arange(24)), dataset.take(np.arange(24, 30))
     html = data_page(config, dataset, train_set, eval_set, "shapes")
     found = read(html)
@@ -108,8 +114,10 @@ def test_the_page_about_the_data(config, dataset):
     rows = dataset.annotations
     start = found.cells.index("drawn")
     for label, name in enumerate(dataset.class_names):
-        drawn = found.cells[found.cells.index(name, start) + 3]
+        _, _, unknown, _, drawn, *_ = found.cells[found.cells.index(name, start) :]
         assert drawn == str((rows.labels == label).sum())
+        assert unknown == str({3: 25, 5: 1}.get(label, 0))
+    assert "25 pairs of image and class not all boxed" in html  # of 24 films trained on
     assert "fingerprint " + dataset.fingerprint() in html
     for gallery in suspects:
         assert set(gallery["groups"]) <= {"Inverted", "Duplicates", "At the edge", "Tiny boxes",

@@ -24,7 +24,7 @@ def test_the_command_says_what_there_is_and_what_comes_next(folder, tmp_path, ca
     for _ in range(2):  # built, and found built
         command.main(flags)
         out = capsys.readouterr().out
-        assert f"dataset: {tmp_path}/tfds_vinbig/512/1.2.0" in out
+        assert f"dataset: {tmp_path}/tfds_vinbig/512/1.3.0" in out
         assert "train: 2 images, 3 boxes, 2 rows of no finding" in out
         assert "test: 1 images, 0 boxes, 0 rows of no finding" in out
         assert f"run.py --config=configs/retina.py:512 --config.data.dir={tmp_path}" in out
@@ -57,10 +57,19 @@ def test_the_command_says_what_there_is_and_what_comes_next(folder, tmp_path, ca
         *(
             (
                 ["--config=lungs", "--size=128", "--coco=x", "--images=y", f"--{flag}=z"],
-                f"--{flag}: not with --coco",
+                f"--{flag}: not with none or several of --manual_dir",
             )
-            for flag in ("manual_dir", "train_csv", "train_meta", "test_meta")
+            for flag in ("train_csv", "train_meta", "test_meta")
         ),
+        (
+            ["--config=lungs", "--size=128", "--coco=x", "--images=y", "--coco=z"],
+            "--images: 1 with 2 of --coco",
+        ),
+        (
+            ["--config=lungs", "--size=64", *["--coco=x", "--images=y"] * 2, "--test_images=z"],
+            "--test_images: not with several --coco",
+        ),
+        (["--config=256", "--manual_dir=x", "--manual_dir=y"], "--manual_dir: given twice"),
         *(
             (["--config=lungs", f"--size={size}", "--manual_dir=x"], f"--size: {size!r} is not")
             for size in ("", "0", "-64", "8", "1e3", "64.0", "9000", "x", "1_00", "9" * 5000)
@@ -121,7 +130,7 @@ def test_exit_codes(folder, tmp_path):
     assert "--manual_dir FOLDER" in run("--help").stdout
     # Another process writes the same bytes (protobuf orders fields by a seed of the process).
     here = builder.build("256", tmp_path / "here", folder)
-    assert files(here) == files(tmp_path / "data/tfds_vinbig/256/1.2.0")
+    assert files(here) == files(tmp_path / "data/tfds_vinbig/256/1.3.0")
 
     (folder / "train/a.png").write_bytes((folder / "train/a.png").read_bytes()[:5000])
     for flags, said in (

@@ -74,7 +74,7 @@ def tree(path):
 
 def test_records_are_what_the_folder_says(folder, tmp_path, capsys):
     path = builder.build("256", tmp_path / "data", folder)
-    assert path == tmp_path / "data/tfds_vinbig/256/1.2.0"
+    assert path == tmp_path / "data/tfds_vinbig/256/1.3.0"
     assert capsys.readouterr() == ("", "")  # no announcement, no bar where no one watches
     train = records(path)
     a, b = train["a"], train["b"]
@@ -138,7 +138,7 @@ def test_built_twice_is_the_same_and_a_build_is_kept(folder, tmp_path, capsys):
     first = builder.build("256", tmp_path / "one", folder)
     second = builder.build("256", tmp_path / "two", folder)
     assert files(first) == files(second)
-    assert len(files(first)) == 8
+    assert len(files(first)) == 9
     before = {name: (first / name).stat().st_mtime_ns for name in files(first)}
     assert builder.build("256", tmp_path / "one", tmp_path / "not looked at") == first
     assert "already built" in capsys.readouterr().out
@@ -362,8 +362,8 @@ def test_a_data_dir_without_permission_is_named(folder, tmp_path):
 
 
 def test_a_directory_that_is_no_dataset_is_named(folder, tmp_path):
-    (tmp_path / "tfds_vinbig/256/1.2.0").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"256/1\.2\.0: not a whole dataset"):
+    (tmp_path / "tfds_vinbig/256/1.3.0").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"256/1\.3\.0: not a whole dataset"):
         builder.build("256", tmp_path, folder)
 
 

@@ -32,7 +32,7 @@ def test_the_classes_of_train_csv(tmp_path, capsys):
     make_lungs(tmp_path / "lungs")
     path = builder.build("lungs", tmp_path / "data", tmp_path / "lungs", size=64)
     assert capsys.readouterr() == ("", "")
-    assert path == tmp_path / "data/tfds_vinbig/lungs/1.2.0"
+    assert path == tmp_path / "data/tfds_vinbig/lungs/1.3.0"
     info = tfds.builder_from_directory(path).info
     assert info.features["objects"]["label"].names == ["Left lung", "Right lung"]
     assert info.metadata["class_ids"] == [2, 7, 5]
@@ -112,7 +112,7 @@ def test_films_as_others_have_them_from_the_command_line(tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"note: train: 1 pictures: {images.FLAT}: p2__view\n" in said
     assert "1 boxes reach more than a pixel out of their image" in said
-    path = tmp_path / "data/tfds_vinbig/films/1.2.0"
+    path = tmp_path / "data/tfds_vinbig/films/1.3.0"
     found = records(path)
     assert set(found) == {"p1__view", "p2__view"}
     np.testing.assert_allclose(pixels(found["p1__view"]), [[0, 10, 20, 30]], atol=1e-4)
