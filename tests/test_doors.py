@@ -1,21 +1,26 @@
 """A toy through each door: an entry in a table, found by its name in the config, that trains."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorflow_datasets as tfds
 from flax import nnx
+from PIL import Image
 
-from jaxdet import ConfigError, models
+from jaxdet import ConfigError, InputError, models
 from jaxdet.data import augment
+from jaxdet.data.dataset import read_split
 from jaxdet.evaluation import metrics
 from jaxdet.ops import box_coder, boxes, fusion, losses, matching
 from jaxdet.ops.nms import Detections
 from jaxdet.training import optimizer
 from tests.conftest import command
+from tfds_vinbig import records, sets, tfds_vinbig_dataset_builder
 
 
 class Squares(nnx.Module):
@@ -216,3 +221,30 @@ def test_a_toy_of_each_part_of_retinanet_is_found_by_its_name(monkeypatch):
     config.loss.matching = "last"
     with pytest.raises(ConfigError, match="'last' is not one of 'atss', 'iou', 'first'"):
         configs.check(config, networks.retina.get_fields())
+
+
+def test_a_toy_form_of_a_data_set_is_known_by_its_folder(tmp_path, monkeypatch):
+    """Films of a folder a class, as `sets.read_set` reads it beside the forms that there are."""
+
+    def read(source):
+        names = sorted(path.name for path in Path(source.place).iterdir())
+        found = []
+        for label, name in enumerate(names):
+            for path in sorted((Path(source.place) / name).iterdir()):
+                row = records.Row(path.stem, label, "folder", 0, 0, 32, 48)
+                found.append(records.Record(path.stem, path, 48, 32, len(found), [row]))
+        return records.Folder(tuple(names), tuple(range(len(names) + 1)), found, [], [])
+
+    toy = sets.Form(lambda source: Path(source.place).name == "by class", read)
+    monkeypatch.setitem(sets.FORMS, "by_class", toy)
+    for name in ("Mass/a", "Mass/b", "Nodule/c"):
+        path = tmp_path / "by class" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((48, 32), np.uint8)).save(path)
+    path = tfds_vinbig_dataset_builder.build("toy", tmp_path, tmp_path / "by class", size=16)
+    (tmp_path / "kaggle").mkdir()
+    with pytest.raises(InputError, match=r"train\.csv: no such file"):
+        sets.read_set(sets.Source(tmp_path / "kaggle"))
+    built = read_split(tfds.builder_from_directory(path), "train")
+    assert sorted(built.ids) == ["a", "b", "c"] and built.class_names == ("Mass", "Nodule")
+    assert built.annotations.labels[built.annotations.image == list(built.ids).index("c")] == [1]

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from jaxdet import InputError
 from jaxdet.ops.boxes import BoxTable
 from jaxdet.ops.clusters import Findings, Readings, cluster
+from jaxdet.ops.skill import skill
 
 
 def raw(readings: Readings) -> Findings:
@@ -62,9 +63,28 @@ def agree(readings: Readings, iou_threshold: float, min_readers: int) -> Finding
     return wbf(readings, iou_threshold).take(np.flatnonzero(enough))
 
 
+def earl(readings: Readings, iou_threshold: float) -> Findings:
+    """The boxes of `wbf`, whose class and box loss weigh as the share of readers who drew one.
+
+    WBF-EARL (Le, Tran, Pham et al. 2023, "Learning from Multiple Expert Annotators for Enhancing
+    Anomaly Detection in Medical Image Analysis"): the expert agreement re-weighted loss.
+    """
+    clusters = cluster(readings, iou_threshold)
+    share = clusters.votes()
+    return Findings(clusters.table(share, clusters.mean_boxes()), weights=share)
+
+
 # What `data.fusion` and `evaluation.ground_truth` may say: functions of Readings, and of what
 # stands after the "@".
-FUSIONS = {"raw": raw, "nms": nms, "wbf": wbf, "votes": votes, "agree": agree}
+FUSIONS = {
+    "raw": raw,
+    "nms": nms,
+    "wbf": wbf,
+    "votes": votes,
+    "earl": earl,
+    "skill": skill,
+    "agree": agree,
+}
 
 
 class Parameter(NamedTuple):
@@ -78,6 +98,7 @@ class Parameter(NamedTuple):
 
 PARAMETERS = {
     "iou_threshold": Parameter("IOU", float, lambda x: 0 <= x < 1, "0 <= IOU < 1"),
+    "min_posterior": Parameter("P", float, lambda x: 0 <= x <= 1, "0 <= P <= 1"),
     "min_readers": Parameter("READERS", int, lambda x: x >= 1, "READERS from 1"),
 }
 
@@ -115,7 +136,7 @@ def parse(method: str) -> Method:
         if options is not None and all(PARAMETERS[key].fits(x) for key, x in options.items()):
             return Method(name, options)
     *others, last = ("raw", "none", *(describe(name) for name in FUSIONS if name != "raw"))
-    ranges = " and ".join(parameter.range for parameter in PARAMETERS.values())
+    ranges = ", ".join(parameter.range for parameter in PARAMETERS.values())
     raise InputError(f"fusion {method!r}: not {', '.join(others)} or {last} with {ranges}")
 
 
