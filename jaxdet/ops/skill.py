@@ -5,6 +5,9 @@ algorithm") for detection. A film has so many places for a class; a finding is t
 reader who looked draws it with a probability of the reader's own if it is (recall) and with another
 if it is not. Places where nobody drew count too: of `places` on each film, as many as are left.
 
+Only films on which somebody drew something are looked at. In VinBigData most films were chosen to
+be normal for all who read them; on those nobody has false findings, and that is no merit.
+
 How many places there are decides how likely two false findings coincide: one in so many. It is
 counted on boxes of different films, which have nothing to do with each other.
 
@@ -37,7 +40,7 @@ SAMPLED = 400  # boxes of a class of which pairs are looked at
 class Skills(NamedTuple):
     """What is inferred of each reader and class; classes without a box have only what was assumed.
 
-    A false finding is one that a reader drew and that is none.
+    False findings are counted on films on which somebody drew something.
     """
 
     readers: np.ndarray  # names
@@ -141,8 +144,10 @@ def infer(
             np.clip(found / np.maximum(all_places, 1e-9), 1e-9, 1 - 1e-9),
         )
 
-    # To begin with, a finding is as probable as readers who drew it are among those who looked.
-    probability = cases.drew.sum(axis=1) / np.maximum((cases.readers >= 0).sum(axis=1), 1)
+    # To begin with, a finding is as probable as the share of the other readers who drew it too. From
+    # higher up one may get to where most findings are true and everybody overlooks most of them.
+    others = np.maximum((cases.readers >= 0).sum(axis=1) - 1, 1)
+    probability = np.maximum(cases.drew.sum(axis=1) - 1, 0) / others
     for _ in range(20_000):
         rates = maximise(probability)
         before, probability = probability, posterior(cases, rates)
@@ -233,6 +238,9 @@ def skill(readings: Readings, iou_threshold: float, min_posterior: float = 0.0) 
     # Who looked at each film, in the order of their names.
     code = np.unique(looked[0].astype(np.int64) * len(names) + who_looked)
     film, reader = code // len(names), code % len(names)
+    films_read = np.bincount(reader, minlength=len(names))
+    some = np.isin(film, image)
+    code, film, reader = code[some], film[some], reader[some]
     starts = np.searchsorted(film, np.arange(film.max(initial=-1) + 2))
     column = np.arange(len(film)) - starts[film]
     if len(film) == 0 or column.max() == 0:
@@ -281,7 +289,7 @@ def skill(readings: Readings, iou_threshold: float, min_posterior: float = 0.0) 
     np.add.at(drawn, (of_reader, labels[of_cluster]), 1)
     np.add.at(true, (of_reader, labels[of_cluster]), probability[of_cluster])
     skills = Skills(
-        names, np.bincount(reader, minlength=len(names)), drawn.astype(int), rates.recall,
+        names, films_read, drawn.astype(int), rates.recall,
         rates.false * places, true / np.maximum(drawn, 1), error,
     )  # fmt: skip
     findings = Findings(clusters.table(probability, corners), probability, skills=skills)
