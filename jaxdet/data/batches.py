@@ -50,7 +50,9 @@ def pad(dataset: Dataset, findings: Findings, image_size: int) -> Targets:
         return result
 
     mask = np.arange(most) < counts[:, None]
-    return Targets(boxes, labels, padded(findings.soft_targets), mask, dataset.exhaustive)
+    weights = None if findings.weights is None else padded(findings.weights)
+    soft_targets = padded(findings.soft_targets)
+    return Targets(boxes, labels, soft_targets, mask, dataset.exhaustive, weights)
 
 
 class Images(Sequence):

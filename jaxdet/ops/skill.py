@@ -34,7 +34,7 @@ FILMS = 100.0  # films.
 CARE = 0.1, 4.0  # error of a corner, as share of the side of the box; of so many corners
 # Readers who looked at fewer films together share how frequent a class is with all such readers.
 OWN_PREVALENCE = 100
-SAMPLED = 400  # boxes of a class of which pairs are looked at
+SAMPLED = 200  # boxes of a class of which pairs are looked at
 
 
 class Skills(NamedTuple):
@@ -144,8 +144,8 @@ def infer(
             np.clip(found / np.maximum(all_places, 1e-9), 1e-9, 1 - 1e-9),
         )
 
-    # To begin with, a finding is as probable as the share of the other readers who drew it too. From
-    # higher up one may get to where most findings are true and everybody overlooks most of them.
+    # To begin with, a finding is as probable as the share of the other readers who drew it too.
+    # From higher up one may end where most are true and everybody overlooks most of them.
     others = np.maximum((cases.readers >= 0).sum(axis=1) - 1, 1)
     probability = np.maximum(cases.drew.sum(axis=1) - 1, 0) / others
     for _ in range(20_000):
