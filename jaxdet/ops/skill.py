@@ -30,7 +30,7 @@ from jaxdet.ops.clusters import Findings, Readings, cluster
 # What is known of a reader and class beforehand counts as little as
 SEEN = 1.0  # findings that were drawn, and as many that were overlooked,
 FALSE = 1.0  # false findings in
-FILMS = 100.0  # films.
+FILMS = 10.0  # films.
 CARE = 0.1, 4.0  # error of a corner, as share of the side of the box; of so many corners
 # Readers who looked at fewer films together share how frequent a class is with all such readers.
 OWN_PREVALENCE = 100

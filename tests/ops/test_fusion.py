@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jaxdet import InputError
 from jaxdet.ops.fusion import fuse, parse
 
-METHODS = ("none", "nms@0.4", "wbf@0.4", "votes@0.4", "agree@0.4:2")
+METHODS = ("none", "nms@0.4", "wbf@0.4", "votes@0.4", "agree@0.4:2", "earl@0.4")
 SCALE = 128  # of the package's units, 0 to 1: a power of two changes no IoU
 
 
