@@ -1,16 +1,17 @@
 """What can be made of several readers' boxes: labels fused by each method, without any detector.
 
     pip download --no-deps torchxrayvision && unzip torchxrayvision-*.whl
-    python benchmarks/readers.py --task=labels --labels=torchxrayvision/data/vinbigdata-train.csv.gz \
-        --phantom=$HOME/tensorflow_datasets/phantom
+    python benchmarks/readers.py --task=labels --phantom=$HOME/tensorflow_datasets/phantom \
+        --labels=torchxrayvision/data/vinbigdata-train.csv.gz
 
 Prints Markdown. Of the real labels what `skill@0.4` infers of the three readers with the most
-abnormal films, the seconds that it takes, and leave one reader out: on the films that those three
-read, labels made of two of them are scored against the third's boxes. Of the phantom, labels made of
-all its readers are scored against the findings that were drawn (truth.csv beside its train.csv).
+boxes, the seconds that it takes, and leave one reader out: on the films that those three read,
+labels made of two of them are scored against the third's boxes. Of the phantom, labels made of all
+its readers are scored against the findings that were drawn (truth.csv beside its train.csv).
 
 AP is the mean over the classes at IoU 0.4, ranked by the score that the method gives; precision and
-recall are of all boxes that it leaves; IoU is the mean of its true positives.
+recall are of all boxes that it leaves; IoU is the mean of its true positives. A score that says how
+probable a finding is has precision as its mean.
 """
 
 import argparse
@@ -33,6 +34,11 @@ METHODS = (
 BOX = ["x_min", "y_min", "x_max", "y_max"]
 THRESHOLD = 0.4
 NORMAL = len(CLASS_NAMES)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    rows = [["", *table.columns], ["---"] * (1 + len(table.columns)), *table.reset_index().values]
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
 def read_rows(path: Path) -> pd.DataFrame:
@@ -61,6 +67,7 @@ def score(table: BoxTable, truth: BoxTable) -> dict[str, float]:
         "boxes": len(table.image),
         "AP": np.nanmean(ap),
         "precision": is_true.mean(),
+        "mean score": table.scores.mean(),
         "recall": is_true.sum() / len(truth.image),
         "IoU": iou(table.boxes[is_true], truth.boxes[target[is_true]]).mean(),
     }
@@ -94,16 +101,15 @@ def skills(rows: pd.DataFrame) -> str:
     care = ", ".join(f"{name} {error[name]:.3f}" for name in names)
     boxes = int((rows.class_id != NORMAL).sum())
     return (
-        f"{pd.DataFrame(columns).to_markdown()}\n\nCorners off by, share of the side: {care}. "
+        f"{markdown(pd.DataFrame(columns))}\nCorners off by, share of the side: {care}. "
         f"{boxes} boxes, {rows.image.nunique()} films: {seconds:.1f} s\n"
     )
 
 
 def table_of(results: dict[str, dict[str, float]]) -> str:
     table = pd.DataFrame(results).T
-    words = {c: table[c].map("{:.0f}" if c == "boxes" else "{:.3f}".format) for c in table}
-    words["boxes"] = table.boxes.map("{:.0f}".format)
-    return pd.DataFrame(words).to_markdown() + "\n"
+    words = {name: table[name].map("{:.3f}".format) for name in table}
+    return markdown(pd.DataFrame(words | {"boxes": table.boxes.map("{:.0f}".format)}))
 
 
 def leave_one_out(rows: pd.DataFrame) -> str:

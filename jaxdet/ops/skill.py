@@ -190,30 +190,33 @@ def weigh_corners(
         boxes, member, reader: a row for each cluster and reader in it.
         probability: that a cluster is a finding.
     """
+
+    def mean(boxes, member, weight, num_clusters):
+        columns = (np.bincount(member, weight * x, num_clusters) for x in boxes.T)
+        return np.stack(list(columns), axis=1) / np.bincount(member, weight)[:, None]
+
+    # Only where several drew do their boxes tell how careful they are.
     count = np.bincount(member, minlength=len(probability))
+    some = np.flatnonzero(count[member] > 1)
+    numbers, mine = np.unique(member[some], return_inverse=True)
+    who, weight, drawn = reader[some], probability[member[some]], boxes[some]
+    plain = mean(drawn, mine, np.ones(len(some)), len(numbers))
+    side = np.tile(np.maximum(plain[:, 2:] - plain[:, :2], 1e-9), 2)[mine]
+    drawn = (drawn - plain[mine]) / side
 
-    def mean(weight):
-        total = np.stack([np.bincount(member, weight * x, len(count)) for x in boxes.T], axis=1)
-        return total / np.bincount(member, weight, len(count))[:, None]
-
-    plain = mean(np.ones(len(member)))
-    side = np.tile(np.maximum(plain[:, 2:] - plain[:, :2], 1e-9), 2)[member]
-    shared = count[member] > 1
-    weight = probability[member] * shared
     assumed, corners = CARE
+    known = np.bincount(who, 4 * weight, num_readers) + corners
     variance = np.full(num_readers, assumed**2)
     for _ in range(1000):
-        precision = 1 / variance[reader]
-        of_cluster = np.bincount(member, precision, len(count))[member]
-        error = (((boxes - mean(precision)[member]) / side) ** 2).sum(axis=1)
-        error += 4 / of_cluster  # as the finding's own corners are known no better
-        total = np.bincount(reader, weight * error, num_readers) + corners * assumed**2
-        new = total / (np.bincount(reader, 4 * weight, num_readers) + corners)
-        change = np.abs(np.log(new / variance)).max(initial=0)
-        variance = new
-        if change < 1e-7:
+        precision = 1 / variance[who]
+        error = ((drawn - mean(drawn, mine, precision, len(numbers))[mine]) ** 2).sum(axis=1)
+        error += 4 / np.bincount(mine, precision)[mine]  # the finding's own corners are unsure too
+        before = variance
+        variance = np.bincount(who, weight * error, num_readers) + corners * assumed**2
+        variance /= known
+        if np.abs(np.log(variance / before)).max(initial=0) < 1e-6:
             break
-    return mean(1 / variance[reader]), np.sqrt(variance)
+    return mean(boxes, member, 1 / variance[reader], len(count)), np.sqrt(variance)
 
 
 def skill(readings: Readings, iou_threshold: float, min_posterior: float = 0.0) -> Findings:
