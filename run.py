@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxdet import InputError
 from jaxdet.data import machine
 from jaxdet.runs import signals
-from jaxdet.runs.command_line import parse
+from jaxdet.runs.command_line import check_environment, parse
 from jaxdet.runs.timers import stage, summary
 
 FLAGS = flags.FLAGS
@@ -202,6 +202,7 @@ def predict() -> None:
     from jaxdet.inference.predict import find_files, folder_of, read_pictures, split_pictures
     from jaxdet.runs import parallel, workdir
     from tfds_vinbig import coco, kaggle
+    from tfds_vinbig.records import class_name_of
 
     config, folder = checked_config(), path("workdir", True)
     _, run = workdir.read_config(folder)
@@ -223,7 +224,7 @@ def predict() -> None:
         if "test" not in builder.info.splits:
             raise InputError(f"{config.data.name} has no test split: name --images")
         test = read_split(builder, "test")
-        if list(test.class_names) != run.class_names:
+        if [*map(class_name_of, test.class_names)] != [*map(class_name_of, run.class_names)]:
             raise InputError(f"config.data: {config.data.name} has other classes than the run")
         pictures = split_pictures(test, size, batch_size)
     if len(pictures.ids):
@@ -316,12 +317,19 @@ def ensemble() -> None:
     weights = ensemble.parse_weights(FLAGS.weights, len(files))
     # A submission beside a run is that run's, whose classes have names.
     runs, names = ensemble.runs_beside(files)
-    ids, tables, class_ids, image_ids = results.read_all(files, list(names) or None)
-    known = ensemble.known_labels(files, runs, names, tables, class_ids)
-    table = ensemble.fuse_tables(tables, weights, f"wbf@{FLAGS.iou}", known)
-    write_atomically(output, results.to_text(output.suffix, ids, table, class_ids, image_ids))
+    read = results.read_all(files, list(names) or None)
+    for note in read.notes:
+        print(f"note: {note}", file=sys.stderr)
+    classes = read.class_ids, read.class_names
+    known = ensemble.known_labels(files, runs, names, read.tables, *classes)
+    table = ensemble.fuse_tables(read.tables, weights, f"wbf@{FLAGS.iou}", known)
+    text = results.to_text(
+        output.suffix, read.ids, table, read.class_ids, read.image_ids, read.class_names
+    )
+    write_atomically(output, text)
     print(
-        f"{len(files)} submissions fused: {len(table.image)} boxes in {len(ids)} images, {output}"
+        f"{len(files)} submissions fused: {len(table.image)} boxes in {len(read.ids)} images, "
+        f"{output}"
     )
 
 
@@ -345,6 +353,7 @@ def run(argv: list[str]) -> int:
     """The exit code of a command line."""
     try:
         with signals.caught():
+            check_environment()
             parse(argv, Path(__file__).with_name("configs") / "of_workdir.py", MODES)
             main()
     except BrokenPipeError:  # whoever read has seen enough, as `head` does

@@ -5,9 +5,10 @@ the file has their sizes. Categories become labels in the order of their ids. Th
 record is the path of its file below the folder of pictures, see `images.path_id`.
 """
 
+import math
 import os
 import unicodedata
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from tfds_vinbig.json_lists import load
 from tfds_vinbig.pictures import check_shape, find_pictures, read_shapes
 from tfds_vinbig.records import (
     NO_FINDING,
+    PIXEL,
     STRICT,
     Allowed,
     Annotations,
     Folder,
     Record,
+    Row,
     Tally,
     check_units,
     class_name_of,
@@ -44,6 +47,11 @@ __all__ = [
     "read_sizes",
     "to_json",
 ]
+
+AS_CORNERS = (
+    "; all boxes of the file fit their images as x_min, y_min, x_max, y_max: if they are that, "
+    "write x, y, width, height"
+)
 
 
 def read_annotations(path: str | Path) -> Annotations:
@@ -93,7 +101,8 @@ def read_image_ids(path: str | Path) -> dict[str, Hashable]:
 def class_ids_by_name(path: str | Path, class_names: Sequence[str]) -> list[int] | None:
     """The ids that a file has for these classes and, last, for "No finding".
 
-    None where it has no "categories".
+    None where it has no "categories". One that a build leaves out, as it has no annotation and
+    looks like a heading, is a class all the same where a class has its name.
 
     Raises:
         InputError: for classes that it does not name.
@@ -103,9 +112,9 @@ def class_ids_by_name(path: str | Path, class_names: Sequence[str]) -> list[int]
     raise_all(problems, path)
     if not data.get("categories"):
         return None
-    categories, _ = coco_json.read_categories(data, path, problems, [])
+    categories, left_out = coco_json.read_categories(data, path, problems, [])
     raise_all(problems, path)
-    ids = {name: number for number, name in categories.items()}
+    ids = {name: i for part in (left_out, categories) for i, name in part.items()}
     missing = [name for name in map(class_name_of, class_names) if name not in ids]
     if missing:
         known = ", ".join(name for name in ids if name != NO_FINDING)
@@ -113,7 +122,8 @@ def class_ids_by_name(path: str | Path, class_names: Sequence[str]) -> list[int]
             f"{path}: has no category {', '.join(map(repr, missing))}, a class of the run; it has "
             f"{known}"
         )
-    return [*(ids[class_name_of(name)] for name in class_names), ranked(categories)[1][-1]]
+    normal = ranked(left_out | categories)[1][-1]
+    return [*(ids[class_name_of(name)] for name in class_names), normal]
 
 
 def read_instances(
@@ -145,14 +155,16 @@ def read_instances(
     files = _files(listed, folder, path, problems, notes)
     shapes = read_shapes(files.values(), folder, problems, notes, allowed.follow_links)
     train, tally = [], Tally()
-    for index, (name, image) in enumerate(listed.items()):
+    sizes = {name: image.size or shapes.get(files.get(name)) for name, image in listed.items()}
+    hint = AS_CORNERS if _fit_as_corners(found.rows.values(), sizes) else ""
+    for index, name in enumerate(listed):
         shape = shapes.get(files.get(name))
         if shape is None:
             continue
-        size = image.size or shape
+        size = sizes[name]
         if problem := check_shape(files[name], shape, size, path):
             problems.append(problem)
-        kept = cut_rows(rows_of[name], *size, problems, tally, allowed.cut_boxes)
+        kept = cut_rows(rows_of[name], *size, problems, tally, allowed.cut_boxes, hint)
         partial = found.not_exhaustive.get(name, ())
         train.append(Record(name, files[name], *size, index, kept, partial))
     notes += tally.notes(path)
@@ -173,6 +185,16 @@ def read_instances(
         ]
     raise_all(problems, path)
     return Folder(found.class_names, found.class_ids, train, test, notes)
+
+
+def _fit_as_corners(rows: Iterable[Row], sizes: dict[str, tuple[int, int] | None]) -> bool:
+    """Whether the four numbers of every box, taken as its corners, are a box in its image."""
+    found = [row for row in rows if not math.isnan(row.x_min) and sizes[row.image_id]]
+    return len(found) > 2 and all(  # of one or two it may be chance
+        row.x_min < row.x_max - row.x_min <= sizes[row.image_id][1] + PIXEL
+        and row.y_min < row.y_max - row.y_min <= sizes[row.image_id][0] + PIXEL
+        for row in found
+    )
 
 
 def _files(

@@ -16,18 +16,19 @@ INSTALL = "pip install -e '.[coco]'"
 Box = tuple[float, float, float, float]  # (x_min, y_min, x_max, y_max) in pixels
 
 
-def box_of(entry: dict) -> tuple[Box, bool]:
-    """The box of an annotation or detection, and whether it is that of its mask.
+def is_of_mask(entry: dict) -> bool:
+    """Whether the box of an annotation or detection is that of its mask."""
+    return entry.get("bbox") in (None, []) and entry.get("segmentation") not in (None, [])
 
-    `bbox` says it, or `segmentation` where there is no bbox. One without area is a box too.
+
+def box_of(entry: dict) -> Box:
+    """The box of an annotation or detection: `bbox`, or that of `segmentation` where there is no
+    bbox. One without area is a box too.
 
     Raises:
         InputError: without the place, which the caller knows.
     """
-    bbox, mask = entry.get("bbox"), entry.get("segmentation")
-    if bbox in (None, []) and mask not in (None, []):
-        return of_mask(mask), True
-    return corners(bbox), False
+    return of_mask(entry["segmentation"]) if is_of_mask(entry) else corners(entry.get("bbox"))
 
 
 def corners(bbox: Any) -> Box:

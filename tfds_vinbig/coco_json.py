@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxdet import InputError
 from jaxdet.data import images
 from tfds_vinbig import coco_partial
-from tfds_vinbig.coco_boxes import box_of, is_crowd
+from tfds_vinbig.coco_boxes import Box, box_of, is_crowd, is_of_mask
 from tfds_vinbig.json_lists import list_of, load, parse_id, parse_whole, show
 from tfds_vinbig.records import (
     LARGEST,
@@ -30,6 +30,7 @@ READER = "coco"  # who drew the boxes that name no reader, and saw nothing in th
 # Of what is said of entries.
 BY_NUMBER = "image_ids are the images' but for being text or a number, and are taken for them"
 FROM_MASKS = "annotations have no bbox: theirs is the box of their segmentation"
+LOST_CROWDS = "crowds say neither a class nor a region that can be read, and count for nothing"
 
 
 class Image(NamedTuple):
@@ -42,7 +43,10 @@ class Image(NamedTuple):
 
 
 class Ids:
-    """Something of each image by its id: as written, else by its number ("1" for 1)."""
+    """Something of each image by its id: as written, else by its number ("1" for 1, 1 for "01").
+
+    Two texts are one id only where they are the same: "1" and "01" are two.
+    """
 
     def __init__(self, values: Mapping[Hashable, Any]):
         self._values, self._by_number = values, {}
@@ -50,11 +54,23 @@ class Ids:
             self._by_number.setdefault(_number(key), []).append(key)
 
     def find(self, key: Hashable) -> tuple[Any, bool]:
-        """What there is, or None, and whether it was found by number alone."""
+        """What there is, or None, and whether it was found by number alone.
+
+        Raises:
+            InputError: without the place, for a number that several ids have.
+        """
         if key in self._values:
             return self._values[key], False
-        alike = self._by_number.get(_number(key), ()) if _number(key) is not None else ()
-        return (self._values[alike[0]], True) if len(alike) == 1 else (None, False)
+        number = _number(key)
+        alike = [
+            other
+            for other in (() if number is None else self._by_number.get(number, ()))
+            if type(other) is not type(key)
+        ]
+        if len(alike) > 1:
+            shown = " or ".join(map(show, alike))
+            raise InputError(f"image_id {show(key)} may be {shown}: write it as the image has it")
+        return (self._values[alike[0]], True) if alike else (None, False)
 
 
 def _number(key: Hashable) -> int | None:
@@ -89,6 +105,7 @@ def read(path: Path, notes: list[str]) -> Instances:
     listed = read_images(data, path, problems)
     categories, left_out = read_categories(data, path, problems, notes)
     raise_all(problems, path)  # annotations refer to these
+    left_out = frozenset(left_out)
     everything = data, path, listed, categories, left_out
     rows, crowds, partial = _read_rows(*everything, problems, notes)
     raise_all(problems, path)
@@ -102,9 +119,9 @@ def read(path: Path, notes: list[str]) -> Instances:
 
 def read_categories(
     data: Any, path: Path, problems: list[str], notes: list[str]
-) -> tuple[dict[int, str], frozenset[int]]:
-    """The names of the categories by their ids, and the ids of those that are left out: headings of
-    the others, and second ids of a name, where they have no annotation."""
+) -> tuple[dict[int, str], dict[int, str]]:
+    """The names of the categories by their ids, and of those that are left out: headings of the
+    others, and second ids of a name, where they have no annotation."""
     annotations = data.get("annotations") if isinstance(data, dict) else None
     used = {
         parse_whole(entry.get("category_id"))
@@ -112,11 +129,17 @@ def read_categories(
         if isinstance(entry, dict)
     }
     entries = list_of(data, path, "categories", problems)
-    headings = _headings([entry for _, entry in entries]) if used else set()
+    headings = _headings([entry for _, entry in entries])
     categories, by_name, left_out = {}, {}, {}
-    for place, entry in sorted(entries, key=lambda item: _is_unused(item[1], used)):
-        number, name = parse_whole(entry.get("id")), entry.get("name")
-        name = class_name_of(name.strip()) if isinstance(name, str) else ""
+
+    def order(item):
+        """Of two of one name the one that has annotations is meant, else that which is no heading:
+        Roboflow's first has id 0, and is below "none"."""
+        number, name = _number_and_name(item[1])
+        return number not in used, headings.get((number, name), 0), number == 0
+
+    for place, entry in sorted(entries, key=order):
+        number, name = _number_and_name(entry)
         if number is None:
             problems.append(f"{place}: id {show(entry.get('id'))} is not a whole number from 0 on")
         elif not (name and name.isprintable()):
@@ -126,7 +149,7 @@ def read_categories(
         elif (
             name != NO_FINDING
             and number not in used
-            and (name in by_name or (number, name) in headings)
+            and (name in by_name or (used and (number, name) in headings))
         ):
             left_out[number] = name
         elif name in by_name:
@@ -141,28 +164,31 @@ def read_categories(
         )
     if not set(categories.values()) - {NO_FINDING} and not problems:
         problems.append(f"{path}: categories names no class")
-    return dict(sorted(categories.items())), frozenset(left_out)
+    return dict(sorted(categories.items())), left_out
 
 
-def _is_unused(entry: dict, used: set[int | None]) -> bool:
-    return parse_whole(entry.get("id")) not in used
+def _text(value: Any) -> str:
+    return class_name_of(value.strip()) if isinstance(value, str) else ""
 
 
-def _headings(entries: list[dict]) -> set[tuple[int | None, str]]:
+def _number_and_name(entry: dict) -> tuple[int | None, str]:
+    return parse_whole(entry.get("id")), _text(entry.get("name"))
+
+
+def _headings(entries: list[dict]) -> dict[tuple[int | None, str], int]:
     """(id, name) of categories that look like the name of the others, as Roboflow writes one: its
-    own supercategory; or below "none" and with id 0, or the supercategory of others."""
-
-    def text(value: Any) -> str:
-        return class_name_of(value.strip()) if isinstance(value, str) else ""
-
-    above = {text(entry.get("supercategory")) for entry in entries}
-    found = set()
+    own supercategory (1), as a class may be too; or, more surely (2), called "none", or below
+    "none" and with id 0, or the supercategory of others."""
+    above = {_text(entry.get("supercategory")) for entry in entries}
+    found = {}
     for entry in entries:
-        number, name = parse_whole(entry.get("id")), text(entry.get("name"))
-        parent = text(entry.get("supercategory"))
+        number, name = _number_and_name(entry)
+        parent = _text(entry.get("supercategory"))
         of_none = parent.lower() == "none" and (number == 0 or name in above)
-        if name and (name == parent or name.lower() == "none" or of_none):
-            found.add((number, name))
+        if name.lower() == "none" or (name and of_none):
+            found[number, name] = 2
+        elif name and name == parent:
+            found[number, name] = 1
     return found
 
 
@@ -263,12 +289,16 @@ def _read_rows(
             if is_crowd(entry):
                 crowds += 1
                 crowded.add((image_id, label))
-                regions += _region(entry, image_id, label)
+                region = _region(entry, image_id, label, listed)
+                if region is None:
+                    tally.add(LOST_CROWDS, place)
+                else:
+                    regions.append(region)
                 continue
             if label is None:
                 raise InputError(f"category_id {show(entry.get('category_id'))} is in no category")
-            box, of_mask = (nowhere, False) if label == normal else box_of(entry)
-            if of_mask:
+            box = nowhere if label == normal else _box(entry, image_id, listed)
+            if label != normal and is_of_mask(entry):
                 tally.add(FROM_MASKS, place)
             rows[place] = Row(image_id, label, _reader(entry), *box)
         except InputError as error:
@@ -292,14 +322,30 @@ def _read_rows(
     return rows, regions, partial
 
 
-def _region(entry: dict, image_id: str, label: int | None) -> list[Row]:
-    """Where a crowd is; none where it does not say."""
+def _box(entry: dict, image_id: str, listed: dict[str, Image]) -> Box:
+    """The box of an annotation. Run lengths are of the whole image: of one without a size they say
+    it, and those of another size are refused, as nobody can tell where they are."""
+    box = box_of(entry)
+    if is_of_mask(entry) and isinstance(entry["segmentation"], dict):
+        image, size = listed[image_id], tuple(map(parse_whole, entry["segmentation"]["size"]))
+        if image.size is None:
+            listed[image_id] = image._replace(size=size)
+        elif image.size != size:
+            raise InputError(
+                f"segmentation's size {show(list(size))} is not that of its image, "
+                f"{show(list(image.size))} ([height, width])"
+            )
+    return box
+
+
+def _region(entry: dict, image_id: str, label: int | None, listed: dict[str, Image]) -> Row | None:
+    """Where a crowd is; None where it does not say."""
     if label is None or (not entry.get("bbox") and not entry.get("segmentation")):
-        return []
+        return None
     try:
-        return [Row(image_id, label, READER, *box_of(entry)[0])]
+        return Row(image_id, label, READER, *_box(entry, image_id, listed))
     except InputError:
-        return []
+        return None
 
 
 def _reader(entry: dict) -> str:

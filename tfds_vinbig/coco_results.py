@@ -23,7 +23,7 @@ from tfds_vinbig.submission import NO_FINDING_BOX, to_table
 
 ENOUGH = 2000  # detections, to tell which images they are of
 LEFT_OUT = "detections are of a category that is left out, and not counted"
-BY_NAME = "detections have another category_id than the annotations for the same name, which counts"
+BY_NAME = "detections have a category_id that is not that of their category_name, which counts"
 
 
 def to_json(
@@ -59,18 +59,13 @@ def to_json(
     return "[" + ",\n".join(lines) + "]\n"
 
 
-def read_detections(
-    path: str | Path, annotations: Annotations, by_name: bool = True
-) -> tuple[list[str], BoxTable]:
+def read_detections(path: str | Path, annotations: Annotations) -> tuple[list[str], BoxTable]:
     """Detections in COCO's results form on the images of `annotations`: their ids, and the table.
 
     Where `annotations` has splits, on the images of those that the file has a detection in. An
     image is named by its id in the annotation file, or by its file with or without a suffix; a
     class by its `category_name` where there is one, else by its id. Every image gets a row of
     "No finding" with the score 1 - its best score, unless the file has one of that category.
-
-    Args:
-        by_name: whether the classes of `annotations` have names.
 
     Raises:
         InputError: with every problem of the file, each with the entry; and where its ids are the
@@ -79,20 +74,20 @@ def read_detections(
     path, problems, tally = Path(os.path.expanduser(path)), [], Tally()
     images_of = _Images(annotations)
     labels = {class_id: label for label, class_id in enumerate(annotations.class_ids)}
-    named = {name: label for label, name in enumerate(annotations.class_names)} if by_name else {}
-    normal, at, rows, strange = len(annotations.class_names), [], [], False
+    named = {name: label for label, name in enumerate(annotations.class_names)}
+    normal, at, rows, strange = len(annotations.class_names), [], [], 0
     entries = load_detections(path, problems)
     for place, entry in entries:
         try:
             position, by_number = images_of.find(entry.get("image_id"))
-            strange = strange or position is None
+            strange += position is None
             if position is None:
                 raise InputError(
                     f"image_id {show(entry.get('image_id'))} is not among the annotated images"
                 )
             number, name = parse_whole(entry.get("category_id")), entry.get("category_name")
             label = labels.get(number)
-            if isinstance(name, str) and by_name:
+            if isinstance(name, str):
                 same = named.get(class_name_of(name.strip()))
                 if same is None and label != normal and number not in annotations.left_out:
                     raise InputError(
@@ -112,7 +107,7 @@ def read_detections(
             score = parse_number(entry.get("score"))
             if math.isnan(score):
                 raise InputError(f"score {show(entry.get('score'))} is not a finite number")
-            box = NO_FINDING_BOX if label == normal else box_of(entry)[0]
+            box = NO_FINDING_BOX if label == normal else box_of(entry)
         except InputError as error:
             problems.append(f"{place}: {error}")
             continue
@@ -174,10 +169,13 @@ class _Images:
 
 
 def _numbers_of_files(
-    entries: list[dict], table: BoxTable, annotations: Annotations, strange: bool
+    entries: list[dict], table: BoxTable, annotations: Annotations, strange: int
 ) -> str | None:
     """What to say where a file names images by the numbers in the names of their files, as YOLO
-    writes results, and its boxes are on those images and not on the ones that have these ids."""
+    writes results, and its boxes are on those images and not on the ones that have these ids.
+
+    `table` has the detections whose image is known; so many are of a `strange` one.
+    """
     if annotations.image_ids is None or not entries:
         return None
     ends = [re.findall("[0-9]+", name)[-1:] for name in annotations.ids]
@@ -193,13 +191,15 @@ def _numbers_of_files(
     files, boxes = [], []
     for key, entry in zip(keys[:ENOUGH], entries, strict=False):
         try:
-            boxes.append(box_of(entry)[0])
+            boxes.append(box_of(entry))
         except InputError:
             continue
         files.append(by_file[key])
-    here = 0 if strange else _hits(table.image[:ENOUGH], table.boxes, annotations)
+    here = _hits(table.image[:ENOUGH], table.boxes, annotations)
     there = _hits(np.array(files, np.int64), np.reshape(boxes, (-1, 4)), annotations)
-    if not strange and there <= 4 * here:
+    # A few may fit by chance. Where no id is an image's, none needs to.
+    fit = there > 4 * here and (there > 3 or 2 * there > len(boxes))
+    if not fit and strange < len(entries):
         return None
     return (
         f"image_id {show(said[0])} and the others are the numbers in the file_names of the "

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def parse_id(value: Any) -> int | str | None:
 
 
 def parse_whole(value: Any) -> int | None:
-    """A whole number from 0 on, also written as 3.0."""
+    """A whole number from 0 on, also written as 3.0, or as text ("3") in its usual form."""
+    if isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,17}", value.strip(), re.ASCII):
+        return int(value)
     number = parse_number(value)
     return int(value) if number.is_integer() and 0 <= number < 2**63 else None
 

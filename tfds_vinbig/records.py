@@ -145,7 +145,9 @@ class Annotations(NamedTuple):
 
 
 def class_name_of(name: str) -> str:
-    """The name of a class as it is used; "No finding" is written in any case."""
+    """The name of a class as it is used: in Unicode's composed form, in which names are compared;
+    "No finding" is written in any case."""
+    name = unicodedata.normalize("NFC", name)
     return NO_FINDING if name.lower() == NO_FINDING.lower() else name
 
 
@@ -287,9 +289,22 @@ def note_contradictions(
 
 
 def check_units(records: Iterable[Record], where: str | Path, problems: list[str]) -> None:
-    """Boxes that are all smaller than `SMALLEST` pixels are in other units."""
-    boxes = [row[3:] for record in records for row in record.rows if not math.isnan(row.x_min)]
-    if not boxes or np.ptp(np.reshape(boxes, (-1, 2, 2)), axis=1).max() >= SMALLEST:
+    """Boxes that are all smaller than `SMALLEST` pixels are in other units, and so are some that
+    are within the first pixel of their image, with a fraction."""
+    rows = [row for record in records for row in record.rows if not math.isnan(row.x_min)]
+    boxes = np.array([row[3:] for row in rows]).reshape(-1, 4)
+    if not rows:
+        return
+    if np.ptp(boxes.reshape(-1, 2, 2), axis=1).max() >= SMALLEST:
+        shares = (boxes <= 1).all(axis=1) & (boxes % 1 != 0).any(axis=1)
+        if shares.any():
+            first = rows[np.argmax(shares)]
+            problems.append(
+                f"{where}: {shares.sum()} of {len(rows)} boxes are within the first pixel of their "
+                f"image, that of image {first.image_id} from {first.x_min:.3g},{first.y_min:.3g} "
+                f"to {first.x_max:.3g},{first.y_max:.3g} first: they look like shares of the image "
+                "among pixels: multiply them by its width and height, or remove them"
+            )
         return
     likely = (
         "they look like shares of the image (from 0 to 1): multiply them by its width and height"

@@ -11,7 +11,7 @@ from jaxdet import InputError
 from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig import coco, kaggle, submission
 from tfds_vinbig.json_lists import load_detections, parse_id, parse_whole
-from tfds_vinbig.records import Annotations, flatten, parse_image_id, raise_all
+from tfds_vinbig.records import Annotations, class_name_of, flatten, parse_image_id, raise_all
 from tfds_vinbig.tables import parse_number, read_table
 
 # "No finding" is a class of submissions like any other. COCO's results have none: it is this label
@@ -59,40 +59,66 @@ def to_text(
     table: BoxTable,
     class_ids: Sequence[int],
     image_ids: Mapping[str, int | str],
+    class_names: Sequence[str | None],
 ) -> str:
-    """Detections as a submission (".csv") or as COCO's results (".json")."""
+    """Detections as a submission (".csv") or as COCO's results (".json"), there with the names of
+    the classes where all have one."""
     if suffix == ".csv":
         return submission.to_csv(ids, table, class_ids)
-    return coco.to_json(ids, table, class_ids, image_ids)
+    names = None if None in class_names[:-1] else class_names
+    return coco.to_json(ids, table, class_ids, image_ids, names)
 
 
-def read_all(
-    paths: Sequence[Path], known: Sequence[int] | None = None
-) -> tuple[list[str], list[BoxTable], tuple[int, ...], dict[str, int | str]]:
+class Several(NamedTuple):
+    """What several files say of the same images.
+
+    Attributes:
+        ids: of the images, in the order of the first file.
+        tables: of each file; `image` counts `ids`.
+        class_ids: what the labels of the tables are called in the files, and `NONE`.
+        class_names: of each label, None where no file says it; a submission says none.
+        image_ids: what COCO calls each image; empty for submissions.
+        notes: sentences for whoever asked for it.
+    """
+
+    ids: list[str]
+    tables: list[BoxTable]
+    class_ids: tuple[int, ...]
+    class_names: list[str | None]
+    image_ids: dict[str, int | str]
+    notes: list[str]
+
+
+def read_all(paths: Sequence[Path], known: Sequence[int] | None = None) -> Several:
     """Submissions, or COCO results, of the same images.
+
+    A class of COCO results goes by its `category_name` where they have one, and has the first id
+    that it is called by; else by its id.
 
     Args:
         paths: all .csv, or all .json.
         known: the class ids that there are, if that is known.
 
-    Returns:
-        ids: of the images, in the order of the first submission.
-        tables: of each file; `image` counts `ids`.
-        class_ids: what the labels of the tables are called in the files, and `NONE`.
-        image_ids: what COCO calls each image; empty for submissions.
-
     Raises:
-        InputError: for a file that is no such table or list, submissions of different images, or a
-            class that is not `known`.
+        InputError: for a file that is no such table or list, submissions of different images, a
+            class that is not `known`, or one id of two names.
     """
     as_json = paths[0].suffix == ".json"
     named = [(_named_in_json if as_json else _named_in_csv)(path) for path in paths]
     for path, (_, classes) in zip(paths, named, strict=True):
-        strange = sorted(classes - set(known)) if known else []
+        nameless = {number for number, name in classes if name is None}
+        strange = sorted(nameless - set(known)) if known else []
         if strange:
             raise InputError(f"{path}: has the class {strange[0]}, which the run does not have")
-    class_ids = tuple(sorted(set().union(*(classes for _, classes in named))))
-    image_ids = {str(name): name for names, _ in named for name in names}
+    names_of = _names_of_classes(paths, [classes for _, classes in named])
+    class_ids, image_ids, notes = tuple(sorted(names_of)), {}, []
+    for path, (names, _) in zip(paths, named, strict=True):
+        other = [name for name in names if image_ids.setdefault(str(name), name) != name]
+        if other:
+            notes.append(
+                f"{path}: {len(other)} image_ids, {other[0]!r} first, are numbers where another "
+                "file has text, or the other way round: one image, called as the first file has it"
+            )
     ids = tuple(image_ids)
     first = set(map(str, named[0][0]))
     for path, (names, _) in zip(paths[1:], named[1:], strict=True):
@@ -107,23 +133,45 @@ def read_all(
             raise InputError(f"{path} and {paths[0]} have no image in common")
     if as_json:
         everything = Annotations(
-            class_names=tuple(map(str, class_ids)),
+            class_names=tuple(names_of[number] for number in class_ids),
             class_ids=(*class_ids, NONE),
             image_ids=tuple(image_ids.values()),
-            notes=[],
+            notes=notes,
             **flatten([], ids),
         )
-        tables = [coco.read_detections(path, everything, by_name=False)[1] for path in paths]
-        return list(ids), tables, everything.class_ids, image_ids
+        tables = [coco.read_detections(path, everything)[1] for path in paths]
+        called = [*everything.class_names, None]
+        return Several(list(ids), tables, everything.class_ids, called, image_ids, notes)
     place, tables = {name: i for i, name in enumerate(ids)}, []
     for path in paths:
         own, table = submission.read(path, class_ids)
         at = np.array([place[name] for name in own], np.int64)
         tables.append(table._replace(image=at[table.image]))
-    return list(ids), tables, (*class_ids, NONE), {}
+    called = [None] * (len(class_ids) + 1)
+    return Several(list(ids), tables, (*class_ids, NONE), called, {}, notes)
 
 
-def _named_in_csv(path: Path) -> tuple[list[str], set[int]]:
+def _names_of_classes(
+    paths: Sequence[Path], classes: Sequence[set[tuple[int, str | None]]]
+) -> dict[int, str | None]:
+    """The name of each class by the id that it has in the result; None where no file names it."""
+    number_of, name_of, first = {}, {}, {}
+    for path, pairs in zip(paths, classes, strict=True):
+        for number, name in sorted(pairs, key=lambda pair: (pair[0], pair[1] or "")):
+            if name is None:
+                name_of.setdefault(number, None)
+            elif name not in number_of:
+                if name_of.get(number) is not None:
+                    raise InputError(
+                        f"{path}: category_id {number} is {name!r} here, and {name_of[number]!r} "
+                        f"in {first[number]}: write all with the ids of one annotation file, as "
+                        "--mode=predict does with --meta"
+                    )
+                number_of[name], name_of[number], first[number] = number, name, path
+    return name_of
+
+
+def _named_in_csv(path: Path) -> tuple[list[str], set[tuple[int, None]]]:
     """The images and classes of a submission; what is wrong with it `submission.read` says."""
     problems = []
     table = read_table(path, problems, ("image_id", "predictionstring"))
@@ -134,14 +182,18 @@ def _named_in_csv(path: Path) -> tuple[list[str], set[int]]:
     for _, fields in table.rows:
         with contextlib.suppress(InputError):
             ids.append(parse_image_id(fields[table.at["image_id"]]))
-    return ids, {int(number) for number in numbers if number.is_integer() and number >= 0}
+    return ids, {(int(number), None) for number in numbers if number.is_integer() and number >= 0}
 
 
-def _named_in_json(path: Path) -> tuple[list[int | str], set[int]]:
+def _named_in_json(path: Path) -> tuple[list[int | str], set[tuple[int, str | None]]]:
     """The images and classes of COCO results; the rest `coco.read_detections` says."""
     problems = []
     entries = load_detections(path, problems)
     raise_all(problems, path)
     ids = dict.fromkeys(parse_id(entry.get("image_id")) for _, entry in entries)
-    classes = {parse_whole(entry.get("category_id")) for _, entry in entries}
-    return [name for name in ids if name is not None], classes - {None}
+    classes = set()
+    for _, entry in entries:
+        number, name = parse_whole(entry.get("category_id")), entry.get("category_name")
+        if number is not None:
+            classes.add((number, class_name_of(name.strip()) if isinstance(name, str) else None))
+    return [name for name in ids if name is not None], classes

@@ -129,9 +129,14 @@ def _open(tools: SimpleNamespace, data: bytes, max_pixels: int) -> tuple[Any, Gr
         raise InputError(f"{frames} pictures (frames) in one file; save each on its own")
     samples = _whole(found, "SamplesPerPixel", 1)
     kind = str(element(found, "PhotometricInterpretation") or "").strip(" \0").upper()
-    kind = kind or "of no photometric interpretation"
-    if samples != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(f"colour ({shown(kind)}, {samples} samples a pixel), not a radiograph")
+    if samples != 1 or kind.startswith(("PALETTE", "RGB", "HSV", "ARGB", "CMYK", "YBR")):
+        shades = f"{shown(kind)}, " if kind else ""
+        raise InputError(f"colour ({shades}{samples} samples a pixel), not a radiograph")
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(
+            f"the header's PhotometricInterpretation is {shown(kind) if kind else 'missing'}: it "
+            "must say whether white or black is zero, MONOCHROME1 or MONOCHROME2"
+        )
     rows, columns = _whole(found, "Rows"), _whole(found, "Columns")
     if not 0 < rows * columns <= max_pixels:
         raise InputError(

@@ -13,9 +13,12 @@ from jaxdet import InputError
 from jaxdet.data import grey
 
 PADDED = "padding is left out of the range of greys, and black"
+BEYOND = "values that the bits stored cannot have are taken for padding, and black"
+BITS_ABOVE = "bits above those stored are in use, such as for an overlay, and left out"
 PASSED_OVER = "a window or table of greys that cannot be is passed over"
 UNKNOWN_FUNCTION = "a VOILUTFunction that nobody knows is read as LINEAR"
 INVERTED = "stored with white as zero, inverted"
+PADDINGS = 16  # as many values or fewer beyond the bits stored are no picture, with bits above it
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
 
@@ -151,12 +154,18 @@ def grey_of_values(
         no_picture = (values >= greys.padding[0]) & (values <= greys.padding[1])
         if share := counts[no_picture].sum() / whole:
             notes.append(grey.note(PADDED, share))
-    counted = np.where(no_picture, 0, counts)
-    # One value alone beyond the bits stored is padding without a tag, or a fault. Several are of
-    # something else, such as an overlay in the bits above, which are then left out.
+    # A few values beyond the bits stored, such as 65535 and 32768, are padding without a tag. Many
+    # are those of the picture with something in the bits above, such as an overlay.
     least, most = greys.stored
-    if np.count_nonzero(counted[(values < least) | (values > most)]) > 1:
-        values = (values - least) % (most - least + 1) + least
+    beyond = ((values < least) | (values > most)) & ~no_picture & (counts > 0)
+    if share := counts[beyond].sum() / whole:
+        few = np.count_nonzero(beyond) <= PADDINGS
+        notes.append(grey.note(BEYOND if few else BITS_ABOVE, share))
+        if few:
+            no_picture |= beyond
+        else:
+            values = (values - least) % (most - least + 1) + least
+    counted = np.where(no_picture, 0, counts)
     if not counted.any():
         return np.zeros(len(values), np.uint8), tuple(notes)
     seen = greys.seen(values.astype(np.float64))

@@ -1,7 +1,8 @@
 """From the values of a film to what is seen: which values count, and the steps that DICOM names."""
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
+from PIL import Image
 
 # Pixels so few and so far from all others do not choose the range: measured in docs/films.md.
 FEW = 0.01
@@ -11,6 +12,11 @@ EXTREME = "a few pixels far from all others do not choose the range of greys"
 def note(kind: str, share: float) -> str:
     """A note with the share of a picture's pixels that it is about."""
     return f"{kind} ({100 * share:.3g} %)"
+
+
+def share_of_one(pixels: UInt8[np.ndarray, "height width"]) -> float:
+    """The share of the pixels that have the most frequent grey level."""
+    return max(Image.fromarray(pixels).histogram()) / pixels.size
 
 
 def count(

@@ -33,8 +33,9 @@ EIGHT_BITS = "16-bit file that holds 8-bit values, read as such"
 INVERTED = dicom_greys.INVERTED
 # What only decoding tells. Where a share of the pixels follows in brackets, it is of one picture.
 FLAT = "all pixels have the same grey level: there is nothing to see"
+NEARLY_FLAT = "nearly all pixels have the same grey level: there is hardly anything to see"
 PADDED, EXTREME = dicom_greys.PADDED, grey.EXTREME
-OF_PIXELS = (FLAT, PADDED, EXTREME)
+OF_PIXELS = (FLAT, NEARLY_FLAT, PADDED, dicom_greys.BEYOND, dicom_greys.BITS_ABOVE, EXTREME)
 NotInstalled = dicom.NotInstalled
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
@@ -154,8 +155,10 @@ def read(path: str | Path) -> Picture:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
                 _check_opened(picture, data)
                 found = _read(picture, data)
-    if found.pixels.min() == found.pixels.max():
-        return found._replace(notes=(*found.notes, FLAT))
+    share = grey.share_of_one(found.pixels)
+    if share > 1 - grey.FEW:
+        said = FLAT if share == 1 else grey.note(NEARLY_FLAT, share)
+        return found._replace(notes=(*found.notes, said))
     return found
 
 

@@ -110,6 +110,7 @@ def known_labels(
     names: Mapping[int, str],
     tables: Sequence[BoxTable],
     class_ids: Sequence[int],
+    class_names: Sequence[str | None],
 ) -> list[set[int]]:
     """The labels that each table could have: those of its run's classes, else those that it has.
 
@@ -117,17 +118,19 @@ def known_labels(
 
     Args:
         files, runs, names: see `runs_beside`.
-        class_ids: of each label.
+        class_ids, class_names: of each label; a class with a name goes by that.
     """
-    known = [
-        set(np.unique(table.labels).tolist())
-        | ({i for i, number in enumerate(class_ids) if number in run.class_ids} if run else set())
-        for run, table in zip(runs, tables, strict=True)
-    ]
+    known = []
+    for run, table in zip(runs, tables, strict=True):
+        known.append(set(np.unique(table.labels).tolist()))
+        for label, (number, name) in enumerate(zip(class_ids, class_names, strict=True)):
+            if run and (number in run.class_ids if name is None else name in run.class_names):
+                known[-1].add(label)
     for label, number in enumerate(class_ids):
         knowing = [str(file) for file, labels in zip(files, known, strict=True) if label in labels]
         if 0 < len(knowing) < len(files):
-            name = f"{number} ({names[number]})" if number in names else number
+            called = class_names[label] or names.get(number)
+            name = f"{number} ({called})" if called else number
             print(
                 f"note: class {name} is known to {len(knowing)} of {len(files)} submissions alone, "
                 f"which count for it: {', '.join(knowing)}",

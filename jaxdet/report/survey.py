@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from jaxdet.data import images
+from jaxdet.data import grey, images
 from jaxdet.data.dataset import Annotations, Dataset
 from jaxdet.data.inversion import grey_levels, looks_inverted
 from jaxdet.ops import fusion, metrics
@@ -233,7 +233,11 @@ def suspicions(
         pixels: the images, at any size.
         image_size: of the model input.
     """
-    flat = [i for i, image in enumerate(pixels) if image.std() < 4]
+    flat = [
+        i
+        for i, image in enumerate(pixels)
+        if image.std() < 4 or grey.share_of_one(image) > 1 - grey.FEW
+    ]
     inverted = sorted(set(find_inverted(pixels)) - set(flat))
     border = np.array([black_border(image) for image in pixels])
     wide = np.flatnonzero((border > BORDER) & (border < 1))

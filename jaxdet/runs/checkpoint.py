@@ -1,14 +1,13 @@
 """Orbax checkpoints of a run: the two newest, and the best."""
 
 import contextlib
-import json
 import logging
 import os
 import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdet import InputError
+from jaxdet.runs import checkpoint_files
 
 # What inference needs, and what only training does.
 ITEMS = ("weights", "training")
-# In the folder of a checkpoint: bytes and CRC-32 of each file of its items.
-FILES = "files.json"
 
 
 class NewestAndBest:
@@ -66,6 +64,8 @@ def open_manager(workdir: Path, scores: dict[int, float] | None = None) -> ocp.C
     # through.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not isinstance(sys.excepthook, _WithoutLateThreads):
+        sys.excepthook = _WithoutLateThreads(sys.excepthook)
     directory = workdir.absolute() / "checkpoints"
     handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
     handlers["checksums"] = ocp.JsonCheckpointHandler()
@@ -82,57 +82,23 @@ def open_manager(workdir: Path, scores: dict[int, float] | None = None) -> ocp.C
         preservation_policy=NewestAndBest(scores),
         cleanup_tmp_directories=True,  # of a run that was killed while it saved
         # Called when all is written, and before the folder gets its name.
-        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _list_files(directory)),
+        async_options=ocp.AsyncOptions(
+            post_finalization_callback=lambda: checkpoint_files.write_list(directory)
+        ),
     )
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
-def _list_files(directory: Path) -> None:
-    """Write `FILES` for the checkpoint that is being saved, of which there is one at a time."""
-    if jax.process_index() != 0:
-        return
-    unfinished = [path for path in directory.iterdir() if not path.name.isdecimal()]
-    folder = max(unfinished, key=lambda path: path.stat().st_mtime)
-    found = {
-        str(path.relative_to(folder)): [path.stat().st_size, _crc_of_file(path)]
-        for path in sorted(folder.glob("*/**/*"))
-        if path.is_file()
-    }
-    (folder / FILES).write_text(json.dumps(found, indent=1) + "\n")
+class _WithoutLateThreads:
+    """A `sys.excepthook` that passes over what TensorStore's threads say after an array could not
+    be read: each finds the event loop closed that it was to report to, and shows its trace."""
 
+    def __init__(self, hook: Callable[[type, BaseException, object], None]):
+        self.hook = hook
 
-def _crc_of_file(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _check_files(folder: Path) -> str:
-    """What is wrong with the files of a checkpoint, in words; nothing is an empty string.
-
-    Orbax would say it of each array, in hundreds of lines. A checkpoint of before there were such
-    lists has none: then the arrays' checksums tell.
-    """
-    try:
-        listed = json.loads((folder / FILES).read_text())
-        expected = [(folder / name, size, crc) for name, (size, crc) in listed.items()]
-    except (OSError, ValueError, TypeError, AttributeError):
-        return ""
-    for path, size, crc in expected:
-        name = path.relative_to(folder)
-        try:
-            there = path.stat().st_size
-            if there != size:
-                return f"its file {name} has {there} bytes of {size}"
-            if _crc_of_file(path) != crc:
-                return f"its file {name} is not as it was saved"
-        except FileNotFoundError:
-            return f"its file {name} is gone"
-        except OSError as error:
-            return f"its file {name}: {error.strerror}"
-    return ""
+    def __call__(self, kind: type, error: BaseException, trace: object) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            self.hook(kind, error, trace)
 
 
 def save(manager: ocp.CheckpointManager, step: int, **items: Any) -> None:
@@ -215,7 +181,7 @@ def restore(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> dict[
         InputError: if the checkpoint is of another model, or cannot be read.
     """
     where = f"checkpoint {step} in {manager.directory}"
-    if damage := _check_files(Path(manager.directory) / str(step)):
+    if damage := checkpoint_files.check(Path(manager.directory) / str(step), abstract):
         raise Unreadable(f"{where} cannot be read: {damage}")
     there, wanted = shapes(manager, step, *abstract), {}
     for item, tree in abstract.items():
@@ -234,7 +200,7 @@ def restore(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> dict[
         restored = manager.restore(step, args=ocp.args.Composite(**args))
         expected = {item: restored["checksums"][item] for item in abstract}
     except Exception as error:  # whatever Orbax or the file system runs into
-        raise Unreadable(f"{where} cannot be read: {_first_line(error)}") from error
+        raise Unreadable(f"{where} cannot be read: {_why_unread(error)}") from error
     for item in abstract:
         found = _checksums(restored[item])
         for path in found:
@@ -249,16 +215,17 @@ def shapes(manager: ocp.CheckpointManager, step: int, *items: str) -> dict[str, 
     Raises:
         InputError: if they cannot be read.
     """
-    where = f"checkpoint {step} in {manager.directory}"
-    try:
-        saved = dict(manager.item_metadata(step).items())
-        trees = {item: getattr(saved.get(item), "tree", None) for item in items}
-    except Exception as error:  # whatever Orbax or the file system runs into
-        raise Unreadable(f"{where} cannot be read: {_first_line(error)}") from error
-    if absent := [item for item, tree in trees.items() if tree is None]:
-        raise Unreadable(
-            f"{where} cannot be read: its folder {absent[0]} is gone, or has no _METADATA"
-        )
+    where, folder = f"checkpoint {step} in {manager.directory}", manager.directory / str(step)
+    trees = {}
+    for item in items:  # the manager would look at all of them
+        if not (folder / item / "_METADATA").is_file():
+            raise Unreadable(
+                f"{where} cannot be read: its folder {item} is gone, or has no _METADATA"
+            )
+        try:
+            trees[item] = ocp.StandardCheckpointHandler().metadata(folder / item).tree
+        except Exception as error:  # whatever Orbax or the file system runs into
+            raise Unreadable(f"{where} cannot be read: {_why_unread(error)}") from error
     return trees
 
 
@@ -272,12 +239,14 @@ def restore_newest(manager: ocp.CheckpointManager, **abstract: Any) -> tuple[dic
     Raises:
         InputError: as `restore`; and if none can be read.
     """
-    for step in sorted(manager.all_steps(), reverse=True):
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
         try:
             return restore(manager, step, **abstract), step
         except Unreadable as error:
             if jax.process_index() == 0:
-                print(f"note: {error}; taking the one before", file=sys.stderr)
+                next_one = "" if step == steps[-1] else "; taking the one before"
+                print(f"note: {error}{next_one}", file=sys.stderr)
     raise InputError(f"no checkpoint in {manager.directory} can be read: name another --workdir")
 
 
@@ -287,6 +256,24 @@ def delete_leftovers(manager: ocp.CheckpointManager, newest: int, scores: dict[i
     kept = to_keep([step for step in steps if step <= newest], scores)
     for step in set(steps) - kept:
         manager.delete(step)
+
+
+# What TensorStore means, whose errors are of several hundred characters.
+_OF_TENSORSTORE = {
+    "NOT_FOUND:": "an array, or a part of one, is gone",
+    "OUT_OF_RANGE:": "a file is cut short",
+    "DATA_LOSS:": "a file is damaged",
+    "FAILED_PRECONDITION:": "a file is damaged",
+    "INVALID_ARGUMENT:": "a file is damaged",
+    "Encountered error while reading array": "an array is gone or damaged",
+}
+
+
+def _why_unread(error: Exception) -> str:
+    """Why something could not be read, in words."""
+    signs = [] if "os_error_code" in str(error) else _OF_TENSORSTORE
+    meant = [_OF_TENSORSTORE[sign] for sign in signs if sign in str(error)]
+    return meant[0] if meant else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,26 @@ from jaxdet import InputError
 FLAGS = flags.FLAGS
 
 
+def check_environment() -> None:
+    """Raise InputError for a setting of JAX in the environment that it cannot read.
+
+    To be called first: it says so where it is imported, whoever does that.
+    """
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        told = [
+            name
+            for name in os.environ
+            if name.startswith("JAX_") and name.lower() in str(error).lower()
+        ]
+        if not told:
+            raise
+        raise InputError(
+            f"{told[0]}={os.environ[told[0]]}: JAX knows no such value ({error}): unset it"
+        ) from error
+
+
 def parse(argv: list[str], of_workdir: Path, modes: Mapping[str, set[str]]) -> None:
     """Read the flags, and the config with what is set of it.
 

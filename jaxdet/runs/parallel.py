@@ -20,7 +20,7 @@ from jaxtyping import Int
 
 from jaxdet import InputError
 from jaxdet.kernels import compilation, memory
-from jaxdet.runs import environment
+from jaxdet.runs import environment, signals
 
 # Where one of these is set JAX may find others (`jax.distributed`).
 ANNOUNCED = (
@@ -89,7 +89,7 @@ def join_processes(
     if given != (None, None, None):
         started, rank = num_processes, process_id
     try:
-        with _waiting_for_others(started, rank):
+        with _waiting_for_others(started, rank), signals.ending("waiting for the others"):
             jax.distributed.initialize(
                 *given,
                 initialization_timeout=round(WAITING_SECONDS) + 60,  # it would end by abort()

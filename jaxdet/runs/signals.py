@@ -4,6 +4,8 @@
         ...                              # a signal raises `Stopped` at once: nothing is to be saved
         with signals.held():             # around training
             ...  signals.asked()  ...    # it waits until somebody looks
+        with signals.ending("waiting"):  # around what waits outside of Python: it ends the process
+            ...
 
 A second signal ends the process at once, whatever it is doing: files of a run are whole or not
 there, so nothing is harmed but what came after the last checkpoint.
@@ -24,6 +26,7 @@ SAME_SECONDS = 1.0
 
 _asked = 0  # the signal that came, or 0
 _holding = False
+_ending = ""  # what the process is ended in the midst of, see `ending`
 
 
 class Stopped(BaseException):
@@ -91,6 +94,20 @@ def held() -> Iterator[None]:
     _raise_if_asked()
 
 
+@contextlib.contextmanager
+def ending(doing: str) -> Iterator[None]:
+    """Within the block a first signal ends the process, with a line that says in the midst of what.
+
+    For what waits outside of Python, where no exception can be raised.
+    """
+    global _ending
+    _ending = doing
+    try:
+        yield
+    finally:
+        _ending = ""
+
+
 def asked() -> int:
     """The number of the signal that came, or 0."""
     return _asked
@@ -117,7 +134,11 @@ def _end_at_the_second(received: socket.socket) -> None:
             now = time.monotonic()
             if number[0] not in CAUGHT or (first is not None and now - first < SAME_SECONDS):
                 continue
-            if first is not None:
+            if _ending and first is None:
+                line = f"run.py: {signal.Signals(number[0]).name}: ended while {_ending}\n"
+                with contextlib.suppress(OSError):
+                    os.write(2, line.encode())
+            if _ending or first is not None:
                 os._exit(128 + number[0])
             first = now
             if _holding:

@@ -161,6 +161,7 @@ CASES = {
         "a CT": dicom(Modality="CT"),
         "several frames": dicom(NumberOfFrames=3),
         "colour": dicom(SamplesPerPixel=3, PhotometricInterpretation="RGB"),
+        "no photometric interpretation": dicom(PhotometricInterpretation=""),
         "a header that says 60,000 x 60,000": dicom(Rows=60_000, Columns=60_000),
         "a coding that nobody knows": dicom(syntax="1.2.3.4"),
         "a file that is cut": dicom(end=-100),

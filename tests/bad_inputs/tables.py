@@ -9,6 +9,7 @@ from tests.bad_inputs.files import png
 from tests.tfds_vinbig.test_coco import INSTANCES
 from tests.tfds_vinbig.test_kaggle import HEADER, ROWS
 from tfds_vinbig import coco, kaggle, submission
+from tfds_vinbig import results as several
 
 Read = Callable[[Path], object]
 
@@ -100,14 +101,19 @@ def linked_picture(folder: Path) -> None:
     coco.read_instances(folder / "x.json", folder / "pictures")
 
 
-def shares(folder: Path) -> None:
-    (folder / "pictures").mkdir()
-    (folder / "pictures/a.png").write_bytes(png())
-    entry = {"id": 1, "file_name": "a.png", "height": 8, "width": 8}
-    box = {"image_id": 1, "category_id": 1, "bbox": [0.1, 0.1, 0.5, 0.5]}
-    data = {"images": [entry], "annotations": [box], "categories": [{"id": 1, "name": "Rib"}]}
-    (folder / "x.json").write_text(json.dumps(data))
-    coco.read_instances(folder / "x.json", folder / "pictures")
+def boxes(*given: list[float]) -> Read:
+    """COCO's annotations of one picture of 8 x 8 pixels, to be built."""
+
+    def read(folder):
+        (folder / "pictures").mkdir()
+        (folder / "pictures/a.png").write_bytes(png())
+        entry = {"id": 1, "file_name": "a.png", "height": 8, "width": 8}
+        rows = [{"image_id": 1, "category_id": 1, "bbox": box} for box in given]
+        data = {"images": [entry], "annotations": rows, "categories": [{"id": 1, "name": "Rib"}]}
+        (folder / "x.json").write_text(json.dumps(data))
+        coco.read_instances(folder / "x.json", folder / "pictures")
+
+    return read
 
 
 def results(text: str) -> Read:
@@ -119,6 +125,14 @@ def results(text: str) -> Read:
         coco.read_detections(folder / "r.json", coco.read_annotations(folder / "x.json"))
 
     return read
+
+
+def two_results(folder: Path) -> None:
+    row = {"image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
+    paths = [folder / "1.json", folder / "2.json"]
+    for path, name in zip(paths, ("Rib", "Heart"), strict=True):
+        path.write_text(json.dumps([{**row, "category_name": name}]))
+    several.read_all(paths)
 
 
 def submitted(text: str) -> Read:
@@ -202,9 +216,17 @@ CASES = {
         ),
         "an unknown image": annotation(image_id=99),
         "a picture that is a link out of the folder": linked_picture,
-        "boxes that are shares of the image": shares,
+        "boxes that are shares of the image": boxes([0.1, 0.1, 0.5, 0.5]),
+        "a box of shares among pixels": boxes([0, 0, 5, 5], [0.1, 0.1, 0.5, 0.5]),
+        "corners for a width and a height": boxes([1, 1, 4, 4], [2, 2, 5, 5], [4, 4, 8, 8]),
+        "a box that leaves its image": boxes([1, 1, 2, 2], [4, 4, 9, 9]),
+        "run lengths of another size than the image": annotation(
+            bbox=None, segmentation={"size": [20, 10], "counts": [0, 2, 198]}
+        ),
+        "a width in words": image(width="640px"),
         "results that are no list": results("{}"),
         "a score of NaN": results(NAN_SCORE),
+        "results of one id for two classes": two_results,
     },
     "Submissions": {
         "five words for a box": submitted("a,3 0.5 1 1 9"),

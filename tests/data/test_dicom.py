@@ -158,6 +158,8 @@ def test_real_chest_films_in_four_encodings():
         ({"NumberOfFrames": 3}, "3 pictures (frames) in one file"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour (RGB, 3 samples"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour (PALETTE COLOR, 1 samples"),
+        ({"PhotometricInterpretation": ""}, "PhotometricInterpretation is missing: it must say"),
+        ({"PhotometricInterpretation": "GREY"}, "PhotometricInterpretation is GREY: it must say"),
         ({"BitsAllocated": 32, "BitsStored": 32}, "32 bits stored in 32"),
         ({"HighBit": 15, "BitsStored": 12}, "HighBit 15 does not go with 12 bits"),
         ({"Rows": None}, "the header's Rows is missing"),

@@ -61,10 +61,43 @@ def test_an_overlay_in_the_bits_above_is_left_out(tmp_path):
     film[10:20, 5:50] |= 0x8000
     got = read(tmp_path, film, BitsStored=12)
     np.testing.assert_array_equal(got.pixels, SEEN)
+    assert got.notes == (f"{dicom_greys.BITS_ABOVE} (1.88 %)",)
     film[:3] = 65535
     got = read(tmp_path, film, BitsStored=12, PixelPaddingValue=65535)
     np.testing.assert_array_equal(got.pixels[3:], SEEN[3:])
     assert not got.pixels[:3].any()
+
+
+@pytest.mark.parametrize(
+    "values", [[65535], [65535, 65534], [65535, 32768, 4096], range(9000, 9016)]
+)
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_values_beyond_the_bits_stored_are_padding_without_a_tag(tmp_path, values, rows):
+    """However many pixels have them: no film of these bits can."""
+    film = FILM.copy()
+    border = film[:rows].reshape(-1)
+    border[:] = np.resize(np.array(values, np.uint16), border.shape)
+    got = read(tmp_path, film, BitsStored=12)
+    np.testing.assert_allclose(got.pixels[rows:].astype(int), SEEN[rows:], atol=1)
+    assert not got.pixels[:rows].any()
+    assert got.notes == (f"{dicom_greys.BEYOND} ({100 * rows / 400:.3g} %)",)
+    got = read(tmp_path, film, BitsStored=12, PixelPaddingValue=values[0],
+               PhotometricInterpretation="MONOCHROME1")  # fmt: skip
+    assert not got.pixels[:rows].any() and abs(got.pixels[rows:] - (255.0 - SEEN[rows:])).max() <= 1
+
+
+def test_signed_values_below_the_bits_stored_are_padding_too(tmp_path):
+    film = padded(-32768, np.int16) - 1000
+    film[:2] = -32768
+    film[2] = 32767
+    got = read(tmp_path, film, BitsStored=12)
+    np.testing.assert_allclose(got.pixels[3:].astype(int), SEEN[3:], atol=1)
+    assert not got.pixels[:3].any() and kinds(got) == [dicom_greys.BEYOND]
+
+
+def test_a_film_of_which_nothing_is_left_is_flat(tmp_path):
+    got = read(tmp_path, np.full((9, 9), 5000, np.uint16), BitsStored=12)
+    assert not got.pixels.any() and kinds(got) == [dicom_greys.BEYOND, images.FLAT]
 
 
 def test_padding_of_films_with_white_as_zero(tmp_path):
@@ -102,14 +135,13 @@ def test_a_tag_that_no_pixel_has_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("value, dtype", [(65535, np.uint16), (-32768, np.int16), (-9000, "i2")])
 def test_a_few_extreme_pixels_do_not_choose_the_range(tmp_path, value, dtype):
-    bits = {} if np.dtype(dtype).kind == "i" else {"BitsStored": 12}
     film = padded(value, dtype)
-    got = read(tmp_path, film, **bits)
+    got = read(tmp_path, film)
     np.testing.assert_allclose(got.pixels[3:].astype(int), SEEN[3:], atol=1)
     assert set(np.unique(got.pixels[:3])) == {255 if value > 0 else 0}
     assert got.notes == (f"{images.EXTREME} (0.75 %)",)
     film[4, 5] = -32768 if value > 0 and film.dtype.kind == "i" else film[4, 5]
-    many = read(tmp_path, padded(value, dtype, 5), **bits)  # more than a hundredth
+    many = read(tmp_path, padded(value, dtype, 5))  # more than a hundredth
     assert many.notes == () and abs(many.pixels[9:].astype(int) - SEEN[9:]).max() > 50
 
 
@@ -244,6 +276,22 @@ def test_a_flat_picture_of_any_kind_is_said(tmp_path):
         Image.new("L", (9, 9), 77).save(tmp_path / name)
         assert images.read(tmp_path / name).notes == (images.FLAT,)
         assert images.check(tmp_path / name)[1] == ()
+
+
+@pytest.mark.parametrize("size, few", [(30, 8), (100, 99)])
+def test_a_nearly_flat_picture_is_said(tmp_path, size, few):
+    """Fewer than a hundredth of its pixels have another level."""
+    levels = np.full(size * size, 4000, np.uint16)
+    levels[:few] = np.linspace(500, 3000, few)
+    levels = levels.reshape(size, size)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    dicoms.save(tmp_path / "x.dcm", levels, BitsStored=12)
+    share = f" ({100 * (1 - few / size**2):.3g} %)"
+    for name in ("x.png", "x.dcm"):
+        assert images.NEARLY_FLAT + share in images.read(tmp_path / name).notes
+    levels.reshape(-1)[: size * size // 100] = np.linspace(500, 3000, size * size // 100)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    assert images.read(tmp_path / "x.png").notes == ()
 
 
 def test_notes_are_counted_and_those_of_pixels_have_names():

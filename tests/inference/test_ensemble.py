@@ -129,13 +129,16 @@ def test_what_files_know(tmp_path, capsys):
     runs, names = ensemble.runs_beside(files)
     assert runs[1] is None and names == {3: "Rib", 5: "Lung", 9: "No finding"}
     class_ids, tables = (3, 5, 7, 9, -1), [box(0.5), box(0.5, label=2)]
-    known = ensemble.known_labels(files, runs, names, tables, class_ids)
+    known = ensemble.known_labels(files, runs, names, tables, class_ids, [None] * 5)
     assert known == [{0, 1, 3}, {2}]
     said = capsys.readouterr().err.splitlines()
     assert said[0] == (
         f"note: class 3 (Rib) is known to 1 of 2 submissions alone, which count for it: {files[0]}"
     )
     assert [line.split()[2] for line in said] == ["3", "5", "7", "9"]
+    called = ["Lung", None, "Rib", None, None]  # in files that name their classes
+    known = ensemble.known_labels(files, runs, names, tables, class_ids, called)
+    assert known == [{0, 1, 2, 3}, {2}] and "(Lung)" in capsys.readouterr().err
     files.append(write_run(tmp_path / "c", [9, 8, 7]))
     with pytest.raises(InputError, match="c/.* and .*a/.* have other classes: 9 is 'Rib' and 'No"):
         ensemble.runs_beside(files)

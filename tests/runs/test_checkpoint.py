@@ -1,4 +1,6 @@
+import contextlib
 import random
+import re
 import resource
 import shutil
 
@@ -85,11 +87,11 @@ def damage(path, how):
 def test_each_file_is_looked_at_before_orbax_is_asked(folder, how, capfd, monkeypatch):
     """Which would say it in hundreds of lines; here it is one, on standard error."""
     asked = []
-    theirs = checkpoint.ocp.CheckpointManager.item_metadata
+    theirs = checkpoint.shapes
     monkeypatch.setattr(
-        checkpoint.ocp.CheckpointManager,
-        "item_metadata",
-        lambda self, step: asked.append(step) or theirs(self, step),
+        checkpoint,
+        "shapes",
+        lambda manager, step, *items: asked.append(step) or theirs(manager, step, *items),
     )
     newest = folder / "checkpoints/4"
     files = sorted(path for path in newest.glob("*/**/*") if path.is_file())
@@ -98,7 +100,7 @@ def test_each_file_is_looked_at_before_orbax_is_asked(folder, how, capfd, monkey
         content = path.read_bytes()
         damage(path, how)
         with checkpoint.open_manager(folder) as manager:
-            assert checkpoint.restore_newest(manager, weights=ABSTRACT["weights"])[1] == 3
+            assert checkpoint.restore_newest(manager, **ABSTRACT)[1] == 3
         out, err = capfd.readouterr()
         assert out == "" and err.count("\n") == 1
         assert f"cannot be read: its file {path.relative_to(newest)}" in err and how in err
@@ -119,6 +121,59 @@ def test_a_checkpoint_without_a_list_of_files_is_read_and_damage_said_in_words(f
     one, other = capfd.readouterr().err.splitlines()
     assert "cannot be read: its folder weights is gone, or has no _METADATA" in one
     assert "cannot be read: its folder training is gone" in other
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_weights_are_read_where_only_the_state_of_training_is_damaged(folder, capfd, listed):
+    """Which predicting does not need; training does."""
+    newest = folder / "checkpoints/4"
+    if not listed:
+        (newest / "files.json").unlink()
+    for path in sorted((newest / "training").rglob("*"))[::-1]:
+        path.unlink() if path.is_file() else path.rmdir()
+        with checkpoint.open_manager(folder) as manager:
+            items, step = checkpoint.restore_newest(manager, weights=ABSTRACT["weights"])
+        assert step == 4 and items["weights"]["x"].tolist() == [4, 4, 4]
+        assert capfd.readouterr().err == ""
+    with checkpoint.open_manager(folder) as manager:
+        assert checkpoint.restore_newest(manager, **ABSTRACT)[1] == 3
+    assert "training" in capfd.readouterr().err.partition("cannot be read")[2]
+
+
+def test_what_a_checkpoint_without_a_list_has_lost_is_said_in_words(folder, capfd):
+    """Whichever file of its weights it is, and of the oldest one no other is taken."""
+    for step in "23":
+        shutil.rmtree(folder / "checkpoints" / step)
+    newest = folder / "checkpoints/4"
+    (newest / "files.json").unlink()
+    needed = [p for p in newest.glob("*/**/*") if p.is_file() and p.name != "commit_success.txt"]
+    for path in needed:
+        for how in ("is gone", "bytes of", "is not as it was saved"):
+            content = path.read_bytes()
+            damage(path, how)
+            with checkpoint.open_manager(folder) as manager, contextlib.suppress(InputError):
+                checkpoint.restore_newest(manager, **ABSTRACT)
+            path.write_bytes(content)
+            said = capfd.readouterr().err
+            assert said.count("\n") <= 1 and "the one before" not in said
+            assert len(said) < 200 and not re.search("[A-Z]{4}_|[Tt]ensor|zarr", said), said
+            assert said or how != "is gone" or path.parent.name == "d"
+    for path in needed:
+        path.unlink()
+    with checkpoint.open_manager(folder) as manager, pytest.raises(InputError, match="no checkp"):
+        checkpoint.restore_newest(manager, **ABSTRACT)
+    said = capfd.readouterr().err
+    assert said.endswith("cannot be read: its folder training is gone, or has no _METADATA\n")
+    assert said.count("\n") == 1
+
+
+def test_threads_that_report_too_late_show_no_trace(folder):
+    shown = []
+    hook = checkpoint._WithoutLateThreads(lambda *error: shown.append(error[1]))
+    other = ValueError("Event loop is closed")
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("else"), other):
+        hook(type(error), error, None)
+    assert [str(error) for error in shown] == ["else", "Event loop is closed"]
 
 
 def test_types_are_compared_before_checksums(folder):

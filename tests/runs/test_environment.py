@@ -20,10 +20,12 @@ def test_a_run_does_not_depend_on_it(capsys):
         jax.config.update("jax_default_prng_impl", "rbg")
         jax.config.update("jax_threefry_partitionable", False)
         jax.config.update("jax_random_seed_offset", 5)
+        jax.config.update("jax_numpy_rank_promotion", "raise")
+        jax.config.update("jax_numpy_dtype_promotion", "strict")
         environment.settle()
         assert {name: getattr(jax.config, name) for name in before} == before
         said = capsys.readouterr().err.splitlines()
-        assert len(said) == 4
+        assert len(said) == len(environment.OF_A_RUN)
         assert "note: JAX_ENABLE_X64 is set: a run does not depend on it" in said[0]
         environment.settle()
         assert capsys.readouterr().err == ""
@@ -45,6 +47,18 @@ def test_a_device_that_there_is_not_is_one_line(tmp_path):
         "install JAX for it\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", ["JAX_ENABLE_X64=perhaps", "JAX_NUMPY_RANK_PROMOTION=no"])
+def test_a_setting_that_jax_does_not_know_is_one_line(setting):
+    name, value = setting.split("=")
+    done = subprocess.run(
+        [sys.executable, "run.py", "--mode=score"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {name: value},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"run.py: {setting}: JAX knows no such value (")
+    assert done.stderr.endswith("): unset it\n") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,6 +73,28 @@ def test_a_second_signal_ends_a_process_that_hangs(number):
     process.send_signal(number)
     assert process.wait(timeout=10) == 128 + number
     process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_who_waits_for_other_processes(number):
+    """JAX waits outside of Python, for minutes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = (
+        "from jaxdet.runs import parallel, signals\n"
+        "with signals.caught():\n"
+        f"    parallel.join_processes('localhost:{port}', 4, 0)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr.readline() == "waiting for 3 others, 120 seconds at most\n"
+    time.sleep(1)  # by then it waits
+    process.send_signal(number)
+    name = signal.Signals(number).name
+    assert process.stderr.read() == f"run.py: {name}: ended while waiting for the others\n"
+    assert process.wait(timeout=10) == 128 + number
 
 
 def test_what_is_said_of_the_next_start_is_true(tmp_path):

@@ -94,7 +94,8 @@ def test_crowds_are_left_out_and_counted(tmp_path):
     data = changed("annotations[1]", iscrowd=1)
     data["annotations"].append({"image_id": 7, "category_id": 2, "iscrowd": 1, "bbox": "any"})
     found = coco.read_annotations(write(tmp_path / "x.json", data))
-    (note,) = found.notes
+    note, lost = found.notes
+    assert "1 crowds say neither a class nor a region" in lost
     assert "2 crowds" in note and "1 images have nothing else" in note
     # Image b has a crowd of findings: it is not normal.
     assert sorted(zip(found.image.tolist(), found.labels.tolist(), strict=True)) == [
@@ -126,7 +127,7 @@ BAD = [
     (changed("images[1]", height=None), "images[1]: height None and width 20 are no size"),
     (changed("images[1]", width=-20), "images[1]: height 40 and width -20 are no size"),
     (changed("images[1]", width=20.5), "images[1]: height 40 and width 20.5 are no size"),
-    (changed("images[1]", width="20"), "images[1]: height 40 and width '20' are no size"),
+    (changed("images[1]", width="20px"), "images[1]: height 40 and width '20px' are no size"),
     (changed("images[1]", width=1e300), "images[1]: height 40 and width 1e+300 are no size"),
     (changed("images[1]", width=True), "images[1]: height 40 and width True are no size"),
     (changed("images[1]", width=10**400), "are no size"),
@@ -149,7 +150,7 @@ BAD = [
     (changed("images[1]", file_name="\ud800.png"), NO_IMAGE),
     (changed("images[1]", file_name=".png"), NO_IMAGE),
     (changed("categories[1]", id=9), "categories[1]: id 9 is there twice"),
-    (changed("categories[1]", id="2"), "categories[1]: id '2' is not a whole number from 0 on"),
+    (changed("categories[1]", id="02"), "categories[1]: id '02' is not a whole number from 0 on"),
     (changed("categories[1]", id=-2), "categories[1]: id -2 is not a whole number from 0 on"),
     (changed("categories[1]", name="Rib"), "categories[2]: name 'Rib' is there twice"),
     (changed("categories[1]", name=None), "categories[1]: name None is no name"),

@@ -84,7 +84,7 @@ ROW = {"image_id": 7, "category_id": 9, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([{**ROW, "image_id": ["a"]}], "[0]: image_id ['a'] is not among"),
         ([{**ROW, "image_id": True}], "[0]: image_id True is not among"),
         ([{**ROW, "category_id": 3}], "[0]: category_id 3 is unknown; known are 2, 5, 9, 10"),
-        ([{**ROW, "category_id": "9"}], "[0]: category_id '9' is unknown"),
+        ([{**ROW, "category_id": "09"}], "[0]: category_id '09' is unknown"),
         ([{**ROW, "score": None}], "[0]: score None is not a finite number"),
         ([{**ROW, "score": float("nan")}], "[0]: score nan is not a finite number"),
         ([{**ROW, "score": float("-inf")}], "[0]: score -inf is not a finite number"),

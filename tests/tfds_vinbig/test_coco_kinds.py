@@ -102,6 +102,7 @@ def test_the_box_of_run_lengths(tmp_path_factory, data):
     for counts in (packed["counts"].decode(), runs):
         segmentation = {"size": [height, width], "counts": counts}
         entry = changed("annotations[0]", bbox=None, segmentation=segmentation)
+        entry["images"][1].update(height=height, width=width)
         found = annotations(tmp_path_factory.getbasetemp(), entry)
         assert found.boxes[0].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
@@ -271,7 +272,7 @@ def test_ids_that_are_text_here_and_numbers_there(tmp_path):
     found = annotations(tmp_path, data)
     assert found.image.tolist() == [1, 2, 1, 0] and found.notes == []
     data["images"][1]["id"] = "07"  # and where two are alike, neither
-    with pytest.raises(InputError, match=r"annotations\[0\]: image_id 7 is in no image"):
+    with pytest.raises(InputError, match=r"annotations\[0\]: image_id 7 may be '7' or '07'"):
         annotations(tmp_path, data)
 
 
@@ -344,7 +345,7 @@ def test_classes_go_by_their_names_where_results_have_them(tmp_path):
     assert table.labels[0] == 0 and read.notes == []
     row["category_name"] = "Nodule"
     _, table = coco.read_detections(results(tmp_path, [row]), read)
-    assert table.labels[0] == 2 and "another category_id than the annotations" in read.notes[0]
+    assert table.labels[0] == 2 and "is not that of their category_name" in read.notes[0]
     row["category_name"] = "Mass"
     said = message(coco.read_detections, results(tmp_path, [row]), read)
     assert said.endswith("[0]: category_name 'Mass' is no category of the annotations")

@@ -108,7 +108,7 @@ def test_from_json_to_scores_with_its_own_classes(coco, tmp_path):
         )  # fmt: skip
         assert done.code == 0, done.stderr
         assert json.loads(done.stdout)["AP"] == pytest.approx(scored["AP"], abs=1e-6)
-        assert ("another category_id" in done.stderr) == (results == "all.json")
+        assert ("not that of their category_name" in done.stderr) == (results == "all.json")
     data["categories"][0]["name"] = "Fracture"
     (tmp_path / "other.json").write_text(json.dumps(data))
     done = command(*predict)

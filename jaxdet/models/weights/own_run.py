@@ -1,6 +1,7 @@
 """Weights of one detector of ours put into another: by name, and classes by theirs."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -47,6 +48,10 @@ def take(
         InputError: if the backbone is another one, with the first array that says so.
     """
     check_backbone(theirs, ours)
+    their_classes, our_classes = (
+        [unicodedata.normalize("NFC", name) for name in names]
+        for names in (their_classes, our_classes)
+    )
     theirs = same_levels(theirs, ours)
     taken = Taken({}, [], [], [name for name in theirs if name not in ours], [])
     shared = [(their_classes.index(c), i) for i, c in enumerate(our_classes) if c in their_classes]
