@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -21,9 +20,8 @@ from jaxdet.ops.clusters import Findings
 def fuse_readers(dataset: Dataset, method: str) -> Findings:
     """What the readers of a dataset found, by a method of `fusion.FUSIONS`."""
     rows = dataset.annotations
-    num_readers = max(pd.Series(rows.readers).groupby(rows.image).nunique(), default=1)
     columns = rows.image, rows.labels, rows.readers, rows.boxes
-    return fusion.fuse_rows(method, *columns, dataset.num_classes, num_readers)
+    return fusion.fuse_rows(method, *columns, dataset.num_classes, num_readers=None)
 
 
 def make_targets(dataset: Dataset, method: str, image_size: int) -> Targets:

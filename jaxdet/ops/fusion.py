@@ -208,10 +208,18 @@ def fuse_rows(
     readers: np.ndarray,
     boxes: Float[np.ndarray, "rows 4"],
     num_classes: int,
-    num_readers: int = 3,
+    num_readers: int | None = 3,
 ) -> Findings:
     """The findings of readers' rows, of which those with label `num_classes` say that a reader saw
-    nothing."""
+    nothing.
+
+    Args:
+        num_readers: of an image; None: as many as one has at most.
+    """
     found = labels != num_classes
+    if num_readers is None:
+        names = np.unique(readers, return_inverse=True)[1]
+        pairs = np.unique(np.stack([image, names]), axis=1)
+        num_readers = int(np.bincount(pairs[0]).max(initial=1))
     columns = image[found], labels[found], readers[found], boxes[found], np.ones(found.sum())
     return find(method, Readings(*columns, num_readers, looked=(image, readers)))

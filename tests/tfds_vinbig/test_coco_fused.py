@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxdet import InputError
 from jaxdet.ops.fusion import fuse_rows
+from tests.conftest import command
 from tests.tfds_vinbig.test_builder import HEADER
-from tfds_vinbig import coco, fuse, kaggle
+from tfds_vinbig import coco, kaggle
 
 TABLE = f"""{HEADER}
 a,Cardiomegaly,3,R8,10,20,110,220
@@ -29,14 +29,15 @@ def table(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["wbf@0.4", "earl@0.4", "skill@0.4", "raw"])
-def test_what_is_written_is_what_fusion_finds(table, tmp_path, capsys, method):
+def test_what_is_written_is_what_fusion_finds(table, tmp_path, method):
     (tmp_path / "meta.csv").write_text("image_id,dim0,dim1\na,300,200\nb,310,210\n")
     flags = f"--meta={tmp_path}/meta.csv", f"--fusion={method}", f"--output={tmp_path}/f.json"
-    fuse.main([f"--annotations={table}", *flags])
+    done = command("--mode=fuse", f"--annotations={table}", *flags)
+    assert done.code == 0, done.stderr
     rows = kaggle.read_annotations(table)
     columns = rows.image, rows.labels, rows.readers, rows.boxes, len(rows.class_names)
     found = fuse_rows(method, *columns)
-    assert capsys.readouterr().out.startswith(f"4 boxes, {len(found.table.image)} findings by")
+    assert done.stdout.startswith(f"{len(found.table.image)} findings by {method}")
     again = coco.read_annotations(tmp_path / "f.json")
     assert again.class_names == rows.class_names and again.ids == rows.ids
     assert coco.read_sizes(tmp_path / "f.json") == {"a": (300, 200), "b": (310, 210)}
@@ -55,7 +56,8 @@ def test_what_is_written_is_what_fusion_finds(table, tmp_path, capsys, method):
 
 def test_from_a_json_file_with_its_own_ids_and_the_readers_beside(table, tmp_path):
     """Images keep their ids, files and sizes."""
-    fuse.main([f"--annotations={table}", "--fusion=raw", f"--output={tmp_path}/raw.json"])
+    mode = "--mode=fuse"
+    command(mode, f"--annotations={table}", "--fusion=raw", f"--output={tmp_path}/raw.json")
     content = json.loads((tmp_path / "raw.json").read_text())
     for image in content["images"]:
         image |= {"id": f"n{image['id']}", "height": 300, "width": 200, "file_name": "x/y.png"}
@@ -63,26 +65,24 @@ def test_from_a_json_file_with_its_own_ids_and_the_readers_beside(table, tmp_pat
     for row, reader in zip(content["annotations"], ("R8", "R9", "R10", "R10"), strict=True):
         row |= {"image_id": f"n{row['image_id']}", "rad_id": reader}
     (tmp_path / "in.json").write_text(json.dumps(content))
-    fuse.main(
-        [f"--annotations={tmp_path}/in.json", f"--output={tmp_path}/out.json",
-         f"--readers={tmp_path}/readers.csv"]
-    )  # fmt: skip
+    done = command(mode, f"--annotations={tmp_path}/in.json", f"--output={tmp_path}/out.json")
+    assert done.code == 0, done.stderr
     out = json.loads((tmp_path / "out.json").read_text())
     assert out["images"] == content["images"]
     assert [row["image_id"] for row in out["annotations"]] == ["n0", "n1"]
-    assert set(pd.read_csv(tmp_path / "readers.csv").reader) == {"R8", "R9", "R10"}
+    assert set(pd.read_csv(tmp_path / "out.readers.csv").reader) == {"R8", "R9", "R10"}
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         (["--fusion=x"], "fusion 'x': not raw"),
-        (["--fusion=wbf@0.4", "--readers=r.csv"], "--readers: wbf@0.4 infers nothing"),
         (["--annotations=nothing.csv"], "nothing.csv"),
         (["--meta=nothing.csv"], "nothing.csv"),
+        (["--output="], "--output: needs a path"),
     ],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_written(table, tmp_path, flags, says):
-    with pytest.raises(InputError, match=says):
-        fuse.main([f"--annotations={table}", f"--output={tmp_path}/f.json", *flags])
-    assert not (tmp_path / "f.json").exists()
+    given = f"--annotations={table}", f"--output={tmp_path}/f.json"
+    done = command("--mode=fuse", *given, *flags)
+    assert done.code == 2 and says in done.stderr and not (tmp_path / "f.json").exists()
