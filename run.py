@@ -350,8 +350,7 @@ def fuse() -> None:
     found = fusion.fuse_rows(method, *columns, num_readers=None)
     write_atomically(output, coco_fused.to_json(rows, images, found.table, found.weights, method))
     if found.skills:
-        readers = found.skills.to_csv(rows.class_names)
-        write_atomically(output.with_suffix(".readers.csv"), readers)
+        write_atomically(output.with_suffix(".readers.csv"), found.skills.to_csv(rows.class_names))
     print(f"{len(found.table.image)} findings by {method}, written to {output}")
 
 
