@@ -29,9 +29,10 @@ flags.DEFINE_integer("overlays", None, "predict: how many of --images are drawn.
 flags.DEFINE_string(
     "output", None, "predict: a CSV file or a folder; ensemble: a file; export: a folder."
 )
-flags.DEFINE_string("annotations", None, "score: the readers' boxes, Kaggle CSV or COCO JSON.")
+flags.DEFINE_string("annotations", None, "score, fuse: readers' boxes, Kaggle CSV or COCO JSON.")
 flags.DEFINE_string("submission", None, "score: what is scored, submission CSV or COCO results.")
 flags.DEFINE_string("ground_truth", None, "evaluate, score: raw, wbf@IOU, nms@IOU, ...")
+flags.DEFINE_string("fusion", "skill@0.4", "fuse: as config.data.fusion.")
 flags.DEFINE_integer("bootstrap", 0, "score: samples for 95 % intervals.", lower_bound=0)
 flags.DEFINE_string("against", None, "evaluate: another workdir; score: another submission.")
 flags.DEFINE_string("report", None, "score: an HTML file to write a report to.")
@@ -58,6 +59,7 @@ MODES = {
     "inspect": ALONE,
     "ensemble": {"mode", "submissions", "weights", "iou", "output"},
     "export": ALONE | {"checkpoint", "output"},
+    "fuse": {"mode", "annotations", "meta", "fusion", "output"},
 }  # fmt: skip
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
@@ -331,6 +333,25 @@ def ensemble() -> None:
         f"{len(files)} submissions fused: {len(table.image)} boxes in {len(read.ids)} images, "
         f"{output}"
     )
+
+
+def fuse() -> None:
+    """Write readers' boxes, fused, as COCO's JSON; beside it, what is inferred of the readers."""
+    from jaxdet.ops import fusion
+    from jaxdet.runs.workdir import write_atomically
+    from tfds_vinbig import coco_fused
+
+    output, method = path("output", True), FLAGS.fusion
+    fusion.parse(method)
+    rows, images = coco_fused.read(path("annotations", True), path("meta"))
+    for note in rows.notes:
+        print(f"note: {note}", file=sys.stderr)
+    columns = rows.image, rows.labels, rows.readers, rows.boxes, len(rows.class_names)
+    found = fusion.fuse_rows(method, *columns, num_readers=None)
+    write_atomically(output, coco_fused.to_json(rows, images, found.table, found.weights, method))
+    if found.skills:
+        write_atomically(output.with_suffix(".readers.csv"), found.skills.to_csv(rows.class_names))
+    print(f"{len(found.table.image)} findings by {method}, written to {output}")
 
 
 def main() -> None:

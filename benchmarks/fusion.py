@@ -46,7 +46,8 @@ def package_lists(rows: pd.DataFrame, scale: float) -> list[tuple[list, list, li
 
 def by_ensemble_boxes(method: str, lists: list) -> list:
     """(boxes, scores, labels) of each image."""
-    name, threshold, _ = parse(method)
+    name, options = parse(method)
+    threshold = options["iou_threshold"]
     call, options = {
         "wbf": (weighted_boxes_fusion, {}),
         "votes": (weighted_boxes_fusion, {"conf_type": "box_and_model_avg"}),

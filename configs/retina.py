@@ -58,8 +58,8 @@ def get_fields(size: str = "256") -> Fields:
         "data.eval_split": Field("rest", "what `split` leaves, or a TFDS slice", **free),
         "data.fusion": Field(
             "wbf@0.4",
-            'of the readers\' boxes, see ops.fusion; "votes@IOU": soft targets; "agree@IOU:2": '
-            "only what two readers or more have drawn",
+            f"of the readers' boxes: {', '.join(map(fusion.describe, fusion.FUSIONS))}; see "
+            "docs/readers.md",
             check=fusion.parse,
         ),
         "data.normal_share": Field(

@@ -170,6 +170,7 @@ def command(*arguments) -> SimpleNamespace:
 
 TINY = [
     "--config=configs/phantom.py", "--config.data.name=tfds_vinbig/256",
+    "--config.data.fusion=skill@0.4",
     "--config.data.image_size=64", "--config.model.backbone.depth=10",
     "--config.model.backbone.width=8", "--config.model.fpn_channels=16",
     "--config.model.head_channels=16",

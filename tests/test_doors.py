@@ -1,21 +1,26 @@
 """A toy through each door: an entry in a table, found by its name in the config, that trains."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorflow_datasets as tfds
 from flax import nnx
+from PIL import Image
 
-from jaxdet import ConfigError, models
+from jaxdet import ConfigError, InputError, models
 from jaxdet.data import augment
+from jaxdet.data.dataset import read_split
 from jaxdet.evaluation import metrics
-from jaxdet.ops import box_coder, boxes, losses, matching
+from jaxdet.ops import box_coder, boxes, fusion, losses, matching
 from jaxdet.ops.nms import Detections
 from jaxdet.training import optimizer
 from tests.conftest import command
+from tfds_vinbig import records, sets, tfds_vinbig_dataset_builder
 
 
 class Squares(nnx.Module):
@@ -101,6 +106,16 @@ def share_of_normal(matched, weights):
     return {"normal share": count / weights.sum(axis=1)}
 
 
+def largest(readings, iou_threshold):
+    """Of each cluster the largest box; half a finding where one reader drew it."""
+    clusters = fusion.cluster(readings, iou_threshold)
+    order = np.argsort(boxes.area(clusters.rows.boxes), kind="stable")
+    corners = np.zeros((len(clusters.first), 4))
+    corners[clusters.member[order]] = clusters.rows.boxes[order]
+    soft_targets = np.where(clusters.num_readers() > 1, 1.0, 0.5)
+    return fusion.Findings(clusters.table(soft_targets, corners), soft_targets)
+
+
 def slow_sgd(schedule, decays, momentum):
     return optax.sgd(lambda step: 0.1 * schedule(step), momentum=momentum)
 
@@ -114,17 +129,19 @@ def shop(monkeypatch):
         (augment.AUGMENTATIONS, "darker", darker),
         (metrics.METRICS, "normal_share", share_of_normal),
         (optimizer.OPTIMIZERS, "slow_sgd", slow_sgd),
+        (fusion.FUSIONS, "largest", largest),
     ):
         monkeypatch.setitem(table, name, toy)
 
 
 def test_a_detector_without_anchors_goes_all_the_way(shop, tiny, tmp_path):
-    """With a toy backbone, augmentation, optimizer and metric: trained, scored, predicted, looked
-    at, exported."""
+    """With a toy backbone, augmentation, optimizer, metric and fusion: trained, scored, predicted,
+    looked at, exported."""
     run = [
         *tiny, f"--workdir={tmp_path}", "--config.model.name=one_box",
         "--config.model.backbone.name=squares", "--config.augment.apply=('darker','affine')",
         "--config.train.optimizer=slow_sgd", "--config.train.steps=2",
+        "--config.data.fusion=largest@0.4",
         "--config.evaluation.metrics=('average_precision','normal_share')",
         "--config.evaluation.best_by=mAP@0.4",
     ]  # fmt: skip
@@ -204,3 +221,30 @@ def test_a_toy_of_each_part_of_retinanet_is_found_by_its_name(monkeypatch):
     config.loss.matching = "last"
     with pytest.raises(ConfigError, match="'last' is not one of 'atss', 'iou', 'first'"):
         configs.check(config, networks.retina.get_fields())
+
+
+def test_a_toy_form_of_a_data_set_is_known_by_its_folder(tmp_path, monkeypatch):
+    """Films of a folder a class, as `sets.read_set` reads it beside the forms that there are."""
+
+    def read(source):
+        names = sorted(path.name for path in Path(source.place).iterdir())
+        found = []
+        for label, name in enumerate(names):
+            for path in sorted((Path(source.place) / name).iterdir()):
+                row = records.Row(path.stem, label, "folder", 0, 0, 32, 48)
+                found.append(records.Record(path.stem, path, 48, 32, len(found), [row]))
+        return records.Folder(tuple(names), tuple(range(len(names) + 1)), found, [], [])
+
+    toy = sets.Form(lambda source: Path(source.place).name == "by class", read)
+    monkeypatch.setitem(sets.FORMS, "by_class", toy)
+    for name in ("Mass/a", "Mass/b", "Nodule/c"):
+        path = tmp_path / "by class" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((48, 32), np.uint8)).save(path)
+    path = tfds_vinbig_dataset_builder.build("toy", tmp_path, tmp_path / "by class", size=16)
+    (tmp_path / "kaggle").mkdir()
+    with pytest.raises(InputError, match=r"train\.csv: no such file"):
+        sets.read_set(sets.Source(tmp_path / "kaggle"))
+    built = read_split(tfds.builder_from_directory(path), "train")
+    assert sorted(built.ids) == ["a", "b", "c"] and built.class_names == ("Mass", "Nodule")
+    assert built.annotations.labels[built.annotations.image == list(built.ids).index("c")] == [1]

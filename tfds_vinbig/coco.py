@@ -42,6 +42,7 @@ __all__ = [
     "read_annotations",
     "read_detections",
     "read_image_ids",
+    "read_images",
     "read_instances",
     "read_sizes",
     "to_json",
@@ -89,12 +90,12 @@ def read_sizes(path: str | Path) -> dict[str, tuple[int, int] | None]:
     Raises:
         InputError: with every problem of these entries.
     """
-    return {name: image.size for name, image in _only_images(path).items()}
+    return {name: image.size for name, image in read_images(path).items()}
 
 
 def read_image_ids(path: str | Path) -> dict[str, Hashable]:
     """The id that COCO has for each image_id; "images" is all that is read, as in `read_sizes`."""
-    return {name: image.number for name, image in _only_images(path).items()}
+    return {name: image.number for name, image in read_images(path).items()}
 
 
 def class_ids_by_name(path: str | Path, class_names: Sequence[str]) -> list[int] | None:
@@ -228,7 +229,8 @@ def _composed(path: Path) -> str:
     return unicodedata.normalize("NFC", str(path))
 
 
-def _only_images(path: str | Path) -> dict[str, coco_json.Image]:
+def read_images(path: str | Path) -> dict[str, coco_json.Image]:
+    """The entry of each image_id; "images" is all that is read, as in `read_sizes`."""
     path, problems = Path(os.path.expanduser(path)), []
     data = load(path, problems)
     raise_all(problems, path)

@@ -1,11 +1,79 @@
 """What a dataset is built from: one folder or annotation file, or several joined to one."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxdet import InputError
 from tfds_vinbig import kaggle, vindr
-from tfds_vinbig.records import Allowed, Folder, raise_all
+from tfds_vinbig.records import STRICT, Allowed, Folder, raise_all
+
+
+class Source(NamedTuple):
+    """Where one set is, and how it is to be read."""
+
+    place: str | Path  # a folder, or an annotation file
+    pictures: str | Path | None = None  # of an annotation file
+    test_pictures: str | Path | None = None  # of an annotation file, without annotations
+    # See `kaggle.read_folder`: train_csv, train_meta, test_meta.
+    tables: tuple[str | Path | None, ...] = (None, None, None)
+    own: bool = True  # whether it has classes of its own, not VinBigData's
+    allowed: Allowed = STRICT
+    config: str = ""  # the name of the dataset
+
+
+class Form(NamedTuple):
+    """A form that sets come in."""
+
+    knows: Callable[[Source], bool]  # whether a set looks so
+    read: Callable[[Source], Folder]  # InputError with every problem of the set
+
+
+def _read_coco(source: Source) -> Folder:
+    # Late, as its table of detections brings JAX, which the others need not wait for.
+    from tfds_vinbig.coco import read_instances
+
+    return read_instances(source.place, source.pictures, source.test_pictures, source.allowed)
+
+
+def _is_vindr(source: Source) -> bool:
+    return source.tables[0] is None and vindr.is_release(source.place)
+
+
+def _read_vindr(source: Source) -> Folder:
+    if not source.own:
+        raise InputError(
+            f"--config={source.config}: is VinBigData with 14 classes, but {source.place} is the "
+            "VinDr-CXR release, with 22: --config=NAME --size=N"
+        )
+    return vindr.read_folder(source.place, *source.tables[1:], source.allowed)
+
+
+def _is_kaggle(source: Source) -> bool:
+    return source.tables[0] is not None or (Path(source.place) / "train.csv").exists()
+
+
+def _read_kaggle(source: Source) -> Folder:
+    return kaggle.read_folder(source.place, *source.tables, source.own, source.allowed)
+
+
+# The first that knows a set reads it; where none does, Kaggle's says what is missing.
+FORMS = {
+    "coco": Form(lambda source: source.pictures is not None, _read_coco),
+    "vindr_cxr": Form(_is_vindr, _read_vindr),
+    "kaggle": Form(_is_kaggle, _read_kaggle),
+}
+
+
+def read_set(source: Source) -> Folder:
+    """One set, read and checked by the form that knows it.
+
+    Raises:
+        InputError: for a set that is not as it should be.
+    """
+    knows = (form for form in FORMS.values() if form.knows(source))
+    return next(knows, FORMS["kaggle"]).read(source)
 
 
 def read_sets(
@@ -23,31 +91,22 @@ def read_sets(
     Args:
         config: the name of the dataset.
         own: whether it has classes of its own, not VinBigData's.
-        folders: in Kaggle's form, or the VinDr-CXR release.
-        tables: see `kaggle.read_folder`, where there is one folder.
+        folders: in a form of `FORMS`.
+        tables: see `Source`, where there is one folder.
         coco, images: annotation files, each with the folder of its pictures.
         test_images: of the one annotation file.
 
     Raises:
         InputError: for sets that are not as they should be.
     """
-    sets = []
-    for file, pictures in zip(coco, images, strict=True):
-        # Late, as its table of detections brings JAX, which the others need not wait for.
-        from tfds_vinbig.coco import read_instances
-
-        sets.append(read_instances(file, pictures, test_images, allowed))
-    for folder in folders:
-        if tables[0] is None and vindr.is_release(folder):
-            if not own:
-                raise InputError(
-                    f"--config={config}: is VinBigData with 14 classes, but {folder} is "
-                    "the VinDr-CXR release, with 22: --config=NAME --size=N"
-                )
-            sets.append(vindr.read_folder(folder, *tables[1:], allowed))
-        else:
-            sets.append(kaggle.read_folder(folder, *tables, own, allowed))
-    return join(sets, [*map(str, coco), *map(str, folders)]) if len(sets) > 1 else sets[0]
+    places = zip(coco, images, strict=True)
+    common = {"own": own, "allowed": allowed, "config": config}
+    sources = [Source(*place, test_images, **common) for place in places]
+    sources += [
+        Source(os.path.expanduser(folder), tables=tuple(tables), **common) for folder in folders
+    ]
+    sets = [read_set(source) for source in sources]
+    return join(sets, [str(source.place) for source in sources]) if len(sets) > 1 else sets[0]
 
 
 def join(sets: Sequence[Folder], places: Sequence[str]) -> Folder:

@@ -5,10 +5,11 @@ An augmentation is a function `(key, batch, **fields) -> batch`; the fields are 
 
 - images: float32 (batch, height, width), 0 (black) to 1 (white);
 - boxes: float32 (batch, boxes, 4), pixels of the image; labels, soft_targets and mask beside them
-  (False for padding), see `Targets`; bool exhaustive (batch, classes) where not all is boxed;
+  (False for padding), see `Targets`; weights, if not all are 1; bool exhaustive (batch, classes)
+  where not all is boxed;
 - whatever else there is, which is handed on.
 
-Whoever adds, drops or reorders boxes does the same to labels, soft targets and mask. Shapes stay.
+Whoever adds, drops or reorders boxes does the same to what stands beside them. Shapes stay.
 """
 
 import zlib
@@ -264,7 +265,12 @@ def paste_findings(
         def received(column, value):
             return column[here].at[free].set(jnp.where(pastes, value, column[here, free]))
 
+        weights = {}
+        if "weights" in batch:
+            column = batch["weights"]
+            weights["weights"] = received(column, column[there, slot])
         return {
+            **weights,
             "images": film,
             "boxes": received(boxes, target),
             "labels": received(labels, labels[there, slot]),

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -15,37 +14,43 @@ from jaxdet.data.dataset import Dataset
 from jaxdet.data.machine import cores, free_memory, in_words
 from jaxdet.ops import fusion
 from jaxdet.ops.boxes import Targets
+from jaxdet.ops.clusters import Findings
+
+
+def fuse_readers(dataset: Dataset, method: str) -> Findings:
+    """What the readers of a dataset found, by a method of `fusion.FUSIONS`."""
+    rows = dataset.annotations
+    columns = rows.image, rows.labels, rows.readers, rows.boxes
+    return fusion.fuse_rows(method, *columns, dataset.num_classes, num_readers=None)
 
 
 def make_targets(dataset: Dataset, method: str, image_size: int) -> Targets:
-    """Fused, scaled and padded boxes of all images; `method` as in `fusion.fuse`.
+    """Fused, scaled and padded boxes of all images; `method` as in `fusion.FUSIONS`."""
+    return pad(dataset, fuse_readers(dataset, method), image_size)
 
-    By "votes@T", the soft target of a box is the share of readers who drew it; by others it is 1.
-    """
-    rows = dataset.annotations
-    found = rows.labels != dataset.num_classes
-    num_readers = max(pd.Series(rows.readers).groupby(rows.image).nunique(), default=1)
-    fused = fusion.fuse(
-        method,
-        rows.image[found],
-        rows.labels[found],
-        rows.readers[found],
-        rows.boxes[found],
-        num_readers,
-    )
+
+def pad(dataset: Dataset, findings: Findings, image_size: int) -> Targets:
+    """The findings of a dataset, scaled to the model's input and padded."""
+    fused = findings.table
     counts = np.bincount(fused.image, minlength=len(dataset))
     most = max(counts.max(initial=0), 1)
     slot = np.arange(len(fused.image)) - (np.cumsum(counts) - counts)[fused.image]
     boxes = np.zeros((len(dataset), most, 4), np.float32)
     labels = np.zeros((len(dataset), most), np.int32)
-    soft_targets = np.ones((len(dataset), most), np.float32)
     width_height = dataset.sizes[fused.image][:, [1, 0, 1, 0]]
     boxes[fused.image, slot] = fused.boxes * (image_size / width_height)
     labels[fused.image, slot] = fused.labels
-    if fusion.parse(method).name == "votes":
-        soft_targets[fused.image, slot] = fused.scores
+
+    def padded(column):
+        result = np.ones((len(dataset), most), np.float32)
+        if column is not None:
+            result[fused.image, slot] = column
+        return result
+
     mask = np.arange(most) < counts[:, None]
-    return Targets(boxes, labels, soft_targets, mask, dataset.exhaustive)
+    weights = None if findings.weights is None else padded(findings.weights)
+    soft_targets = padded(findings.soft_targets)
+    return Targets(boxes, labels, soft_targets, mask, dataset.exhaustive, weights)
 
 
 class Images(Sequence):

@@ -21,13 +21,12 @@ def ground_truth(
     boxes: Float[np.ndarray, "rows 4"],
     num_classes: int,
 ) -> BoxTable:
-    """The readers' rows as ground truth, made by `method` (see `fusion.fuse`): "raw", "wbf@T", ...
+    """The readers' rows as ground truth, made by `method`, one of `fusion.FUSIONS`.
 
     "No finding" (label `num_classes`) counts once per image, with `NO_FINDING_BOX`.
     """
-    found = labels != num_classes
-    fused = fusion.fuse(method, image[found], labels[found], readers[found], boxes[found])
-    normal = np.unique(image[~found])
+    fused = fusion.fuse_rows(method, image, labels, readers, boxes, num_classes).table
+    normal = np.unique(image[labels == num_classes])
     return BoxTable(
         image=np.concatenate([fused.image, normal]),
         labels=np.concatenate([fused.labels, np.full(len(normal), num_classes)]),

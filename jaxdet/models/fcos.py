@@ -30,7 +30,7 @@ from jaxdet.ops import anchors
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.box_coder import BoxCoder
 from jaxdet.ops.boxes import Targets
-from jaxdet.ops.losses import anchor_losses, image_loss
+from jaxdet.ops.losses import anchor_losses, anchor_weights, image_loss
 from jaxdet.ops.matching import BACKGROUND, Priors, count_unmatched
 from jaxdet.ops.nms import Detections
 
@@ -287,6 +287,8 @@ class FCOS(nnx.Module):
             )
             # As the other two, for now: a mean over the image's locations that answer for a box.
             count = jnp.maximum(1, foreground.sum())
+            if targets.weights is not None:
+                of_center *= anchor_weights(matches, targets.weights)
             parts["centerness_loss"] = jnp.where(foreground, of_center, 0).sum() / count
             if outputs.image_logits is not None:
                 parts["image_loss"] = image_loss(outputs.image_logits, targets)

@@ -31,6 +31,8 @@ class Targets(NamedTuple):
     # Whether all of a class is boxed: where it is not, what is not boxed is not background. None
     # where everything is.
     exhaustive: Bool[Array | np.ndarray, "*images classes"] | None = None
+    # Of each box's class and box loss, see `fusion.earl`. None where all are 1.
+    weights: Float[Array | np.ndarray, "*images boxes"] | None = None
 
     @classmethod
     def of_batch(cls, batch: Mapping[str, Any]) -> "Targets":

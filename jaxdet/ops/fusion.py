@@ -1,48 +1,152 @@
 """Fusion of several readers' (or detectors') boxes of an image, for all images at once."""
 
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxdet import InputError
-from jaxdet.ops.boxes import BoxTable, iou
+from jaxdet.ops.boxes import BoxTable
+from jaxdet.ops.clusters import Findings, Readings, cluster
+from jaxdet.ops.skill import skill
+
+
+def raw(readings: Readings) -> Findings:
+    """Every box as it was drawn."""
+    return Findings(BoxTable(readings.image, readings.labels, readings.boxes, readings.scores))
+
+
+def nms(readings: Readings, iou_threshold: float) -> Findings:
+    """A box is dropped if its IoU with a kept box is above a threshold."""
+    clusters = cluster(readings, iou_threshold, moves=False)
+    kept, first = clusters.rows, clusters.first
+    return Findings(clusters.table(kept.scores[first], kept.boxes[first]))
+
+
+def wbf(readings: Readings, iou_threshold: float) -> Findings:
+    """Weighted boxes fusion (Solovyev et al. 2021): of each cluster the mean box.
+
+    It is scored by the mean of its boxes' scores times min(boxes, num_readers) / num_readers. With
+    shares of the readers, by the mean score, weighted by share, times the sum of the shares of its
+    readers (each counted once): the `conf_type` "box_and_model_avg" of ensemble-boxes.
+    """
+    clusters = cluster(readings, iou_threshold)
+    rows, member = clusters.rows, clusters.member
+    count = np.bincount(member)
+    if rows.shares is None:
+        most = rows.num_readers
+        scores = np.bincount(member, rows.scores) / count * np.minimum(count, most) / most
+    else:
+        mean = np.bincount(member, clusters.counts) / np.bincount(member, rows.shares)
+        highest = np.zeros(len(clusters.first))
+        np.maximum.at(highest, member, rows.scores)  # rounding does not lead above it
+        of_reader, row = clusters.pairs()
+        scores = np.minimum(mean * np.bincount(of_reader, rows.shares[row]), highest)
+    return Findings(clusters.table(scores, clusters.mean_boxes()))
+
+
+def votes(readings: Readings, iou_threshold: float) -> Findings:
+    """The boxes of `wbf`; score and soft target are the share of readers who drew one.
+
+    Several boxes of one reader in a cluster count once.
+    """
+    clusters = cluster(readings, iou_threshold)
+    share = clusters.votes()
+    return Findings(clusters.table(share, clusters.mean_boxes()), soft_targets=share)
+
+
+def agree(readings: Readings, iou_threshold: float, min_readers: int) -> Findings:
+    """The boxes and scores of `wbf` that at least so many readers have drawn."""
+    enough = cluster(readings, iou_threshold).num_readers() >= min_readers
+    return wbf(readings, iou_threshold).take(np.flatnonzero(enough))
+
+
+def earl(readings: Readings, iou_threshold: float) -> Findings:
+    """The boxes of `wbf`, whose class and box loss weigh as the share of readers who drew one.
+
+    WBF-EARL (Le, Tran, Pham et al. 2023, "Learning from Multiple Expert Annotators for Enhancing
+    Anomaly Detection in Medical Image Analysis"): the expert agreement re-weighted loss.
+    """
+    clusters = cluster(readings, iou_threshold)
+    share = clusters.votes()
+    return Findings(clusters.table(share, clusters.mean_boxes()), weights=share)
+
+
+# What `data.fusion` and `evaluation.ground_truth` may say: functions of Readings, and of what
+# stands after the "@".
+FUSIONS = {
+    "raw": raw,
+    "nms": nms,
+    "wbf": wbf,
+    "votes": votes,
+    "earl": earl,
+    "skill": skill,
+    "agree": agree,
+}
+
+
+class Parameter(NamedTuple):
+    """What may stand after the "@" of a method, for an argument of its function."""
+
+    word: str
+    kind: type
+    fits: Callable[[Any], bool]
+    range: str
+
+
+PARAMETERS = {
+    "iou_threshold": Parameter("IOU", float, lambda x: 0 <= x < 1, "0 <= IOU < 1"),
+    "min_posterior": Parameter("P", float, lambda x: 0 <= x <= 1, "0 <= P <= 1"),
+    "min_readers": Parameter("READERS", int, lambda x: x >= 1, "READERS from 1"),
+}
 
 
 class Method(NamedTuple):
     """A fusion method, as `parse` reads it."""
 
-    name: str  # none, nms, wbf, votes or agree
-    iou_threshold: float = 0.0
-    min_readers: int = 1  # of agree
+    name: str  # in FUSIONS
+    options: dict[str, Any]  # arguments of its function
+
+
+def _arguments(name: str) -> dict[str, inspect.Parameter]:
+    """The arguments of a method that stand after its "@"."""
+    found = inspect.signature(FUSIONS[name]).parameters
+    return dict(list(found.items())[1:])
 
 
 def parse(method: str) -> Method:
-    """Parse a method such as "wbf@0.4" or "agree@0.4:2"; "raw" is another name of "none".
+    """Parse a method such as "wbf@0.4" or "agree@0.4:2"; "none" is another name of "raw".
 
     Raises:
-        InputError: for an unknown method, an IoU that is not in [0, 1), or readers below 1.
+        InputError: for an unknown method, or a parameter out of its range.
     """
-    if method in ("none", "raw"):
-        return Method("none")
-    name, _, parameter = method.partition("@")
-    threshold, colon, readers = parameter.partition(":")
-    try:
-        parsed = Method(name, float(threshold), int(readers) if colon else 1)
-    except ValueError:
-        parsed = Method("")
-    takes_readers = name == "agree"
-    if (
-        parsed.name in ("nms", "wbf", "votes", "agree")
-        and 0 <= parsed.iou_threshold < 1
-        and bool(colon) == takes_readers
-        and parsed.min_readers >= 1
-    ):
-        return parsed
-    raise InputError(
-        f"fusion {method!r}: not raw, none, nms@IOU, wbf@IOU, votes@IOU or agree@IOU:READERS with "
-        "0 <= IOU < 1 and READERS from 1"
-    )
+    name, at, text = method.partition("@")
+    name = "raw" if name == "none" else name
+    words = text.split(":") if at else []
+    arguments = _arguments(name) if name in FUSIONS else {}
+    needed = [x for x in arguments.values() if x.default is inspect.Parameter.empty]
+    if name in FUSIONS and len(needed) <= len(words) <= len(arguments):
+        given = dict(zip(arguments, words, strict=False))
+        try:
+            options = {key: PARAMETERS[key].kind(word) for key, word in given.items()}
+        except ValueError:
+            options = None
+        if options is not None and all(PARAMETERS[key].fits(x) for key, x in options.items()):
+            return Method(name, options)
+    *others, last = ("raw", "none", *(describe(name) for name in FUSIONS if name != "raw"))
+    ranges = ", ".join(parameter.range for parameter in PARAMETERS.values())
+    raise InputError(f"fusion {method!r}: not {', '.join(others)} or {last} with {ranges}")
+
+
+def describe(name: str) -> str:
+    """A method as one writes it, such as "agree@IOU:READERS"; what may be left out in brackets."""
+    form = name
+    for i, (key, argument) in enumerate(_arguments(name).items()):
+        word = ("@" if i == 0 else ":") + PARAMETERS[key].word
+        form += word if argument.default is inspect.Parameter.empty else f"[{word}]"
+    return form
 
 
 def parse_detections(method: str) -> Method:
@@ -57,6 +161,23 @@ def parse_detections(method: str) -> Method:
     return parsed
 
 
+def find(method: str, readings: Readings) -> Findings:
+    """The findings of readings by a method of `FUSIONS`, by image, label and descending score.
+
+    Raises:
+        InputError: see `parse`.
+        ValueError: for a score or a share that is not above 0.
+    """
+    name, options = parse(method)
+    shares = 1.0 if readings.shares is None else readings.shares
+    if not (readings.scores * shares > 0).all():
+        raise ValueError("fuse: a score or a share is not above 0")
+    boxes, scores = readings.boxes.astype(np.float64), readings.scores.astype(np.float64)
+    findings = FUSIONS[name](readings._replace(boxes=boxes, scores=scores), **options)
+    table = findings.table
+    return findings.take(np.lexsort((-table.scores, table.labels, table.image)))
+
+
 def fuse(
     method: str,
     image: Int[np.ndarray, "n"],
@@ -67,119 +188,38 @@ def fuse(
     scores: Float[np.ndarray, "n"] | None = None,
     shares: Float[np.ndarray, "n"] | None = None,
 ) -> BoxTable:
-    """Fuse overlapping boxes of the same image and class.
-
-    - "none" keeps every box. All others take the boxes of an image and class by descending score.
-    - "nms@T" drops a box if its IoU with a kept box is above T.
-    - "wbf@T" is weighted boxes fusion (Solovyev et al. 2021). A cluster's box is the mean of its
-      boxes, weighted by score. A box joins the cluster with the highest IoU if that is above T,
-      else it starts a new one. The result has the box of each cluster, with the mean of the scores
-      times min(boxes, num_readers) / num_readers.
-    - "votes@T" has the boxes of "wbf@T", scored by the share of readers with a box in the cluster;
-      several boxes of one reader count once.
-    - "agree@T:K" has the boxes and scores of "wbf@T" for clusters of at least K readers.
-
-    Readers' boxes have equal scores, so their order matters: the last reader of the table first,
-    and the last row of each reader first. This is the order of weighted_boxes_fusion in
-    ensemble-boxes if it gets one list per reader in the order of the table (its NMS breaks ties
-    differently). That package drops boxes without area; here they are kept, and overlap nothing.
+    """Fuse overlapping boxes of the same image and class; arguments as the fields of `Readings`.
 
     Args:
-        method: see `parse`.
-        image, labels, readers, boxes: a row for each box; readers are names or numbers, boxes in
-            any unit.
-        num_readers: readers of an image.
+        method: one of `FUSIONS`, see `parse`.
         scores: of each box, above 0; 1 if left out.
-        shares: of each box, above 0: the weight of its reader, as share of the weights of all
-            readers who could have drawn it. A box's weight is then its score times its share, and
-            "wbf@T" scores a cluster by the mean score, weighted by share, times the sum of the
-            shares of its readers (each counted once). This is the `conf_type` "box_and_model_avg"
-            of ensemble-boxes.
 
     Returns:
         The fused boxes by image, label and descending score.
-
-    Raises:
-        InputError: see `parse`.
-        ValueError: for a score or a share that is not above 0.
     """
-    how = parse(method)
-    scores = np.ones(len(image)) if scores is None else scores.astype(np.float64)
-    counts = scores if shares is None else scores * shares
-    if not (counts > 0).all():
-        raise ValueError("fuse: a score or a share is not above 0")
-    rows = np.arange(len(image))
-    names = np.unique(readers, return_inverse=True)[1]
-    if how.name != "none":
-        # First row of each reader in each image.
-        pair = image * (names.max(initial=0) + 1) + names
-        _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
-        rows = np.lexsort((-rows, -first[inverse], -counts, labels, image))
-    image, labels, names = image[rows], labels[rows], names[rows]
-    scores, counts = scores[rows], counts[rows]
-    boxes = boxes[rows].astype(np.float64)
-
-    kept = np.arange(len(image))
-    if how.name != "none":
-        new = (np.diff(image, prepend=-1) != 0) | (np.diff(labels, prepend=-1) != 0)
-        group = np.cumsum(new) - 1
-        cluster = _cluster(boxes, counts, group, how.iou_threshold, moves=how.name != "nms")
-        # The first row of a cluster takes the cluster's box.
-        kept, member = np.unique(cluster, return_inverse=True)
-        if how.name != "nms":
-            total = np.zeros((len(kept), 4))
-            np.add.at(total, member, counts[:, None] * boxes)
-            boxes[kept] = total / np.bincount(member, counts)[:, None]
-            count = np.bincount(member)
-            mean_score = np.bincount(member, scores) / count
-            pairs, first = np.unique(np.stack([member, names]), axis=1, return_index=True)
-            readers_of = np.bincount(pairs[0])
-            if shares is not None:
-                shares = shares[rows]
-                mean_score = np.bincount(member, counts) / np.bincount(member, shares)
-                highest = np.zeros(len(kept))
-                np.maximum.at(highest, member, scores)  # rounding does not lead above it
-                share = np.bincount(pairs[0], shares[first])
-                scores[kept] = np.minimum(mean_score * share, highest)
-            elif how.name == "votes":
-                scores[kept] = np.minimum(readers_of, num_readers) / num_readers
-            else:
-                scores[kept] = mean_score * np.minimum(count, num_readers) / num_readers
-            kept = kept[readers_of >= how.min_readers]
-
-    kept = kept[np.lexsort((-scores[kept], labels[kept], image[kept]))]
-    return BoxTable(image[kept], labels[kept], boxes[kept], scores[kept])
+    scores = np.ones(len(image)) if scores is None else scores
+    return find(method, Readings(image, labels, readers, boxes, scores, num_readers, shares)).table
 
 
-def _cluster(boxes, scores, group, iou_threshold, moves) -> Int[np.ndarray, "n"]:
-    """For each box the first row of the cluster that it joins; its own row if it starts one.
+def fuse_rows(
+    method: str,
+    image: Int[np.ndarray, "rows"],
+    labels: Int[np.ndarray, "rows"],
+    readers: np.ndarray,
+    boxes: Float[np.ndarray, "rows 4"],
+    num_classes: int,
+    num_readers: int | None = 3,
+) -> Findings:
+    """The findings of readers' rows, of which those with label `num_classes` say that a reader saw
+    nothing.
 
     Args:
-        group: number of the image and class of each row, ascending.
-        moves: whether a cluster's box is the mean of its boxes, weighted by score; else its first.
+        num_readers: of an image; None: as many as one has at most.
     """
-    # Groups in parallel, largest first: step k takes the k-th box of every group that has one.
-    sizes = np.bincount(group)
-    largest_first = np.argsort(-sizes, kind="stable")
-    starts, sizes = (np.cumsum(sizes) - sizes)[largest_first], sizes[largest_first]
-    # The s-th cluster of a group is kept in row start + s.
-    mean, total, weight = np.zeros_like(boxes), np.zeros_like(boxes), np.zeros(len(boxes))
-    first, result = np.zeros(len(boxes), np.int64), np.zeros(len(boxes), np.int64)
-    opened = np.zeros(len(starts), np.int64)
-    for k in range(sizes.max(initial=0)):
-        some = np.arange(np.searchsorted(-sizes, -k))  # the groups with more than k boxes
-        row = starts[some] + k
-        # At most k clusters exist, so these rows are the group's own; unused ones are empty boxes.
-        slots = np.arange(max(opened[some].max(), 1))
-        overlap = iou(mean[starts[some, None] + slots], boxes[row, None])
-        best = overlap.argmax(axis=1)
-        opens = overlap[some, best] <= iou_threshold
-        slot = starts[some] + np.where(opens, opened[some], best)
-        first[slot[opens]] = row[opens]
-        opened[some] += opens
-        result[row] = first[slot]
-        total[slot] += scores[row, None] * boxes[row]
-        weight[slot] += scores[row]
-        changed = slot if moves else slot[opens]
-        mean[changed] = total[changed] / weight[changed, None]
-    return result
+    found = labels != num_classes
+    if num_readers is None:
+        names = np.unique(readers, return_inverse=True)[1]
+        pairs = np.unique(np.stack([image, names]), axis=1)
+        num_readers = int(np.bincount(pairs[0]).max(initial=1))
+    columns = image[found], labels[found], readers[found], boxes[found], np.ones(found.sum())
+    return find(method, Readings(*columns, num_readers, looked=(image, readers)))

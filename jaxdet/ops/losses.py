@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -130,7 +131,8 @@ def anchor_losses(
 
     As torchvision's `RetinaNetHead.compute_loss` for one image: an image without boxes still
     teaches the background. Of a class that is not boxed exhaustively (see `Targets`), only what is
-    boxed teaches. Computed in float32.
+    boxed teaches. Losses weigh as the box that an anchor answers for (`Targets.weights`); it counts
+    as one all the same. Computed in float32.
 
     Args:
         matches: the box of each anchor, see `match_anchors`.
@@ -153,11 +155,20 @@ def anchor_losses(
     counts = (matches != IGNORED)[:, None]
     if targets.exhaustive is not None:
         counts &= targets.exhaustive | (class_targets > 0)
-    of_classes = jnp.where(counts, of_classes, 0).sum()
-
     of_boxes = box_loss(box_offsets, anchors, matched_boxes, box_coder)
+    if targets.weights is not None:
+        weights = anchor_weights(matches, targets.weights)
+        of_classes, of_boxes = of_classes * weights[:, None], of_boxes * weights
+    of_classes = jnp.where(counts, of_classes, 0).sum()
     of_boxes = jnp.where(foreground, of_boxes, 0).sum()
     return AnchorLosses(of_classes / normaliser, of_boxes / normaliser)
+
+
+def anchor_weights(
+    matches: Int[Array, "anchors"], weights: Float[Array | np.ndarray, "boxes"]
+) -> Float[Array, "anchors"]:
+    """The weight of the box that each anchor answers for, and 1 where it answers for none."""
+    return jnp.where(matches >= 0, jnp.asarray(weights)[matches], 1.0)
 
 
 def image_loss(logits: Float[Array, "labels"], targets: Targets) -> Float[Array, ""]:

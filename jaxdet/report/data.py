@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxdet.data.batches import decode_all, make_targets
+from jaxdet.data.batches import decode_all, fuse_readers, pad
 from jaxdet.data.dataset import Dataset
 from jaxdet.doors import takes
+from jaxdet.ops.boxes import Targets
 from jaxdet.report import films, plots, survey
 from jaxdet.report.evaluation import versions
 from jaxdet.report.feed import Fed, feed
@@ -31,7 +32,8 @@ def inspect(
     config: ConfigDict, dataset: Dataset, train_set: Dataset, eval_set: Dataset, folder: Path
 ) -> None:
     """Write `data.html` into the workdir; what the config leaves to the detector is planned."""
-    targets = make_targets(train_set, config.data.fusion, config.data.image_size)
+    findings = fuse_readers(train_set, config.data.fusion)
+    targets = pad(train_set, findings, config.data.image_size)
     config, _ = plan_detector(config, targets, dataset.class_names)
     page = data_page(config, dataset, train_set, eval_set, config.data.name)
     workdir.write_atomically(folder / "data.html", page)
@@ -48,7 +50,8 @@ def data_page(
         dataset: all images, of which the others are parts.
     """
     size = config.data.image_size
-    targets = make_targets(train_set, config.data.fusion, size)
+    findings = fuse_readers(train_set, config.data.fusion)
+    targets = pad(train_set, findings, size)
     pixels = decode_all(dataset, CHECKED_SIZE, "look over")
     suspicions = survey.suspicions(dataset, pixels, size)
     for line in survey.flat_films(dataset, suspicions):
@@ -66,12 +69,13 @@ def data_page(
         "sizes": _sizes(dataset, targets),
         "maps": _maps(dataset, pixels),
         "agreement": _agreement(dataset),
-        "readers": survey.readers(dataset.annotations, dataset.num_classes),
+        "readers": _readers(dataset),
+        "skills": findings.skills.rows(dataset.class_names) if findings.skills else [],
         "suspicions": suspicions,
         "checked": len(dataset),
         "suspects_shown": SUSPECTS,
         "suspects": _suspects(dataset, suspicions, train_set),
-        "samples": _samples(dataset, config.data.fusion),
+        "samples": _samples(train_set, targets, config),
         "fed": _fed(fed, dataset.class_names, config),
         "matching": config.loss.matching if takes(type(model), "matcher") else None,
         "positives": _positives(fed, dataset.class_names) if fed.priors else None,
@@ -203,6 +207,31 @@ def _agreement(dataset) -> dict | None:
     return {"rows": rows, "most": most, "plot": plot}
 
 
+def _readers(dataset) -> list[dict]:
+    """What each reader read and drew, and how far the others confirm it, who read most first."""
+    by_class = survey.confirmed(dataset.annotations, dataset.num_classes)
+    at = {str(name): i for i, name in enumerate(by_class.readers)}
+
+    def shares(boxes, confirmed, agreed, found):
+        return {
+            "boxes": int(boxes),
+            "confirmed": confirmed / boxes if boxes else None,
+            "agreed": int(agreed),
+            "recall": found / agreed if agreed else None,
+        }
+
+    result = []
+    for reader in survey.readers(dataset.annotations, dataset.num_classes):
+        mine = [column[at[reader.name]] for column in by_class[1:]]
+        classes = [
+            {"name": name, **shares(*(column[label] for column in mine))}
+            for label, name in enumerate(dataset.class_names)
+            if mine[0][label] or mine[2][label]
+        ]
+        result.append({**reader._asdict(), **shares(*(x.sum() for x in mine)), "classes": classes})
+    return result
+
+
 def _gallery(class_names, shown, layers, groups=(), legend=(), keys=()) -> dict[str, Any]:
     return {
         "classes": list(class_names), "films": shown, "groups": list(groups), "layers": layers,
@@ -233,8 +262,8 @@ def _suspects(dataset, suspicions, train_set) -> dict | None:
     return _gallery(dataset.class_names, shown, layers, [s.name for s in suspicions], legend)
 
 
-def _samples(dataset, fusion) -> dict:
-    """Images before and after fusion, taken from each class and "No finding" in turn."""
+def _samples(dataset, targets, config) -> dict:
+    """Training images before and after fusion, from each class and "No finding" in turn."""
     rng = np.random.default_rng(0)
     rows = dataset.annotations
     by_label = [rng.permutation(np.unique(rows.image[rows.labels == label]))
@@ -247,13 +276,14 @@ def _samples(dataset, fusion) -> dict:
     chosen = np.array(chosen, np.int64)
     readers, legend = films.reader_layers(dataset, chosen)
     part = dataset.take(chosen)
-    fused = make_targets(part, fusion, 1)  # in shares of the image
     shown = []
+    fused = Targets(*(x if x is None else x[chosen] for x in targets))
     for i in range(len(part)):
         mine = fused.mask[i]
-        height, width = part.sizes[i]
-        corners = fused.boxes[i][mine] * [width, height, width, height]
-        votes = fused.soft_targets[i][mine]
+        scale = part.sizes[i][[1, 0, 1, 0]] / config.data.image_size
+        corners = fused.boxes[i][mine] * scale
+        sure = fused.soft_targets if fused.weights is None else fused.weights
+        votes = sure[i][mine]
         texts = [f"{vote:.2f}" if vote < 1 else "" for vote in votes]
         drawn = len(readers[i])
         boxes = films.boxes(fused.labels[i][mine], corners, ["fused"] * len(votes), texts=texts)
@@ -262,7 +292,12 @@ def _samples(dataset, fusion) -> dict:
         shown.append({**films.film(part, i), "note": note, "boxes": layers})
     layers = [
         {"key": "readers", "name": "Readers, before fusion", "on": True, "scored": False},
-        {"key": "fused", "name": f"After fusion by {fusion}", "on": False, "scored": False},
+        {
+            "key": "fused",
+            "name": f"After fusion by {config.data.fusion}",
+            "on": False,
+            "scored": False,
+        },
     ]
     return _gallery(
         dataset.class_names, shown, layers, legend=legend, keys=[("fused", "after fusion")]

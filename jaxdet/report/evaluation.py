@@ -45,6 +45,7 @@ def evaluation_page(
     dataset: Dataset | None = None,
     other: BoxTable | None = None,
     history: Sequence[dict[str, Any]] = (),
+    readers: Sequence[dict[str, Any]] = (),
     about: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
 ) -> str:
@@ -55,6 +56,7 @@ def evaluation_page(
         dataset: the images of the case, in that order, to be shown as films.
         other: detections of that other run, for the films.
         history: lines of `metrics.jsonl`.
+        readers: rows of `readers.csv`.
         about: facts about the run, by name.
         config: of the run.
     """
@@ -89,6 +91,7 @@ def evaluation_page(
         "calibration": _calibration(case) if findings else [],
         "errors": _errors(case) if findings else None,
         "gallery": gallery,
+        "readers": readers,
         "training": _training(history, best_by),
     }
     values["sections"] = [
@@ -102,6 +105,7 @@ def evaluation_page(
             ("calibration", "Calibration", values["calibration"]),
             ("errors", "Errors", values["errors"]),
             ("films", "Films", gallery),
+            ("readers", "Readers", readers),
             ("training", "Training", values["training"]),
             ("run", "What was run", True),
         )

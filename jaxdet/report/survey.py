@@ -10,6 +10,7 @@ from jaxdet.data.dataset import Annotations, Dataset
 from jaxdet.data.inversion import grey_levels, looks_inverted
 from jaxdet.ops import fusion, metrics
 from jaxdet.ops.boxes import BoxTable
+from jaxdet.ops.clusters import Readings, cluster
 
 CELLS = 48  # of a heat map, along a side
 FLAT = "Flat"
@@ -95,6 +96,47 @@ def readers(rows: Annotations, num_classes: int) -> list[Reader]:
             )
         )
     return sorted(result, key=lambda reader: -reader.images)
+
+
+class Confirmed(NamedTuple):
+    """How far the others confirm each reader, by class."""
+
+    readers: np.ndarray  # names
+    boxes: Int[np.ndarray, "readers classes"]
+    confirmed: Int[np.ndarray, "readers classes"]  # of these, in a finding that another drew too
+    agreed: Int[np.ndarray, "readers classes"]  # findings that two others or more drew
+    found: Int[np.ndarray, "readers classes"]  # of these, drawn by the reader too
+
+
+def confirmed(rows: Annotations, num_classes: int, iou_threshold: float = 0.4) -> Confirmed:
+    """What the other readers of each image say; findings are those of `agreement`."""
+    names, number = np.unique(rows.readers, return_inverse=True)
+    looked = np.zeros((rows.image.max(initial=-1) + 1, len(names)), bool)
+    looked[rows.image, number] = True
+    drawn = rows.labels < num_classes
+    columns = rows.image[drawn], rows.labels[drawn], number[drawn], rows.boxes[drawn].astype(float)
+    clusters = cluster(Readings(*columns, np.ones(drawn.sum())), iou_threshold)
+    found, member = clusters.rows, clusters.member
+    image, labels = found.image[clusters.first], found.labels[clusters.first]
+    drew = np.zeros((len(image), len(names)), bool)
+    drew[member, found.readers] = True
+    votes = drew.sum(axis=1)
+
+    def count(readers, labels):
+        result = np.zeros((len(names), num_classes), np.int64)
+        np.add.at(result, (readers, labels), 1)
+        return result
+
+    shared = votes[member] > 1
+    which, reader = np.nonzero(looked[image] & (votes[:, None] - drew >= 2))
+    hit = drew[which, reader]
+    return Confirmed(
+        names,
+        count(found.readers, found.labels),
+        count(found.readers[shared], found.labels[shared]),
+        count(reader, labels[which]),
+        count(reader[hit], labels[which][hit]),
+    )
 
 
 def heat_maps(dataset: Dataset) -> Float[np.ndarray, "classes cells cells"]:

@@ -42,6 +42,7 @@ def write_evaluation(
             dataset=evaluator.dataset,
             other=against.table if against else None,
             history=workdir.read_metrics(folder),
+            readers=workdir.read_readers(folder),
             about=_about(evaluator, folder),
             config=config.to_dict(),
         )

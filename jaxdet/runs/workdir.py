@@ -1,9 +1,12 @@
 """What a run keeps in its workdir, besides checkpoints: config.json, metrics.jsonl, whole files.
 
+readers.csv is there where `data.fusion` infers what its readers can, see `ops.skill`.
+
 All of it is written by process 0 alone, whole or not at all.
 """
 
 import contextlib
+import csv
 import json
 import math
 import os
@@ -16,6 +19,8 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxdet import InputError
+
+READERS = "readers.csv"
 
 
 class Run(NamedTuple):
@@ -120,6 +125,12 @@ def _parse_metrics(line: str, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{where}: not what a run has logged: remove that line") from error
     return values
+
+
+def read_readers(workdir: Path) -> list[dict[str, str]]:
+    """The rows of `readers.csv`, as they are written there; none where there is no such file."""
+    path = workdir / READERS
+    return list(csv.DictReader(path.open())) if path.exists() else []
 
 
 def read_scores(workdir: Path, best_by: str) -> dict[int, float]:

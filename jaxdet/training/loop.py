@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxdet import InputError
-from jaxdet.data.batches import make_targets, read_ahead, training_batches
+from jaxdet.data.batches import fuse_readers, pad, read_ahead, training_batches
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.evaluation.metrics import check_best_by
@@ -56,7 +56,9 @@ def train(
     parallel.check_batch_size("train.batch_size", batch_size, config.train.accumulate)
     parallel.check_batch_size("evaluation.batch_size", config.evaluation.batch_size)
     check_best_by(config.evaluation.to_dict(), dataset.class_names)
-    targets = make_targets(train_set, config.data.fusion, config.data.image_size)
+    # Of the training images alone: what readers drew in others says nothing of their skill here.
+    findings = fuse_readers(train_set, config.data.fusion)
+    targets = pad(train_set, findings, config.data.image_size)
     print(
         f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on; "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -103,6 +105,9 @@ def train(
         for step in [step for step in scores_by_step if step > first]:
             del scores_by_step[step]
         workdir.write_config(folder, config, run)
+        if findings.skills:
+            table = findings.skills.to_csv(dataset.class_names)
+            workdir.write_atomically(folder / workdir.READERS, table)
         log = workdir.open_log(folder, first)
         with stage("decoding"):
             evaluator = Evaluator(detector, eval_set)

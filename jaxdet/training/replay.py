@@ -51,8 +51,9 @@ def read(file: Path) -> dict[str, np.ndarray]:
     names = {"step", "ids", "images", *Targets._fields}
     try:
         arrays = read_npz(file)
-        # Without the last where everything is boxed.
-        batch = {name: arrays[name] for name in names if name in arrays or name != "exhaustive"}
+        # Without those that say nothing, see `Targets`.
+        optional = Targets._field_defaults
+        batch = {name: arrays[name] for name in names if name in arrays or name not in optional}
     except FileNotFoundError as error:
         raise InputError(f"--replay: {file}: no such file") from error
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

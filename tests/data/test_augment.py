@@ -209,6 +209,7 @@ def paste(batch, key=0, **options):
 def test_a_pasted_finding_brings_its_pixels_its_label_and_its_soft_target():
     """Normal films receive it; the one that gave it, whose others are normal, receives none."""
     before = batch_of([[(50, 50, 5, 5), (20, 24, 6, 5)]])
+    before["weights"] = before["soft_targets"] / 2
     after = paste(before, paste_overlap=1.0)
     for film in range(4):
         given = film < 3
@@ -216,6 +217,7 @@ def test_a_pasted_finding_brings_its_pixels_its_label_and_its_soft_target():
         label = int(after["labels"][film, 0])
         assert label in (1, 2)
         assert after["soft_targets"][film, 0] == pytest.approx(1 / label)
+        assert after["weights"][film, 0] == pytest.approx(1 / label / 2)
         ellipse = [(50, 50, 5, 5), (20, 24, 6, 5)][label - 1]
         image, box = disc(*ellipse)
         np.testing.assert_array_equal(after["boxes"][film, 0], box)

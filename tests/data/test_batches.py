@@ -168,6 +168,23 @@ def test_votes_are_soft_targets(dataset):
     assert (votes.soft_targets == 1).all()
 
 
+def test_earl_weighs_by_the_share_of_readers(dataset):
+    """A weight for each box, in batches too; other methods have none, and batches are as before."""
+    rows = dataset.annotations
+    image = rows.image[rows.labels != NO_FINDING][0]
+    gone = (rows.image == image) & (rows.readers != "R1")
+    fewer = Annotations(*(column[~gone] for column in vars(rows).values()))
+    targets = make_targets(replace(dataset, annotations=fewer), "earl@0.4", 64)
+    weights = targets.weights[targets.mask]
+    assert (targets.soft_targets == 1).all() and weights.dtype == np.float32
+    np.testing.assert_allclose(targets.weights[image][targets.mask[image]], 1 / 3)
+    assert (np.delete(targets.weights, image, axis=0) == 1).all()
+    wbf = make_targets(replace(dataset, annotations=fewer), "wbf@0.4", 64)
+    order = lambda t: t.boxes[t.mask][np.lexsort(t.boxes[t.mask].T)]  # noqa: E731
+    np.testing.assert_array_equal(order(targets), order(wbf))
+    assert wbf.weights is None and "weights" not in wbf.columns() and "weights" in targets.columns()
+
+
 def test_processes_load_their_rows_of_one_global_batch(dataset):
     whole = batches(dataset)[2]
     halves = [batches(dataset, rows=rows)[2] for rows in (slice(0, 4), slice(4, 8))]

@@ -97,9 +97,11 @@ def batch(model, count=3):
 
 
 def test_losses_are_of_all_locations_of_the_batch():
-    """As if its images were one: the one with a box more counts more. In plain NumPy."""
+    """As if its images were one: the one with a box more counts more. In plain NumPy, with boxes
+    that weigh more and less."""
     model = model_of({**networks.LOSS, "center_radius": 2.0, "alpha": 0.4, "gamma": 1.0})
     outputs, targets = batch(model)
+    targets = targets._replace(weights=jnp.array([[0.5, 1.0], [0.25, 1.0], [1.0, 1.0]]))
     got = jit(lambda *x: model.losses(*x))(outputs, targets)
     matches = np.asarray(jax.vmap(lambda t: match_locations(model.priors(), t.boxes, t.mask, 2.0))(
         targets))  # fmt: skip
@@ -108,7 +110,9 @@ def test_losses_are_of_all_locations_of_the_batch():
     for i, place in np.ndindex(matches.shape):
         logits = np.asarray(outputs.class_logits[i, place], float)
         p, wanted, match = 1 / (1 + np.exp(-logits)), np.zeros(3), matches[i, place]
+        weight = 1.0
         if match >= 0:
+            weight = float(targets.weights[i, match])
             wanted[targets.labels[i, match]] = targets.soft_targets[i, match]
             positives += 1
             x1, y1, x2, y2 = b = np.asarray(targets.boxes[i, match], float)
@@ -122,14 +126,16 @@ def test_losses_are_of_all_locations_of_the_batch():
             intersection = max(width, 0) * max(height, 0)
             union = (left + right) * (top + bottom) + (x2 - x1) * (y2 - y1) - intersection
             outer = np.maximum(a, b)[2:] - np.minimum(a, b)[:2]
-            sums[1] += 1 - intersection / union + (outer.prod() - union) / outer.prod()
+            giou = intersection / union - (outer.prod() - union) / outer.prod()
+            sums[1] += weight * (1 - giou)
             by_x = min(x - x1, x2 - x) / max(x - x1, x2 - x)
             by_y = min(y - y1, y2 - y) / max(y - y1, y2 - y)
             q = 1 / (1 + np.exp(-float(outputs.centerness_logits[i, place])))
             center = np.sqrt(by_x * by_y)
-            sums[2] -= center * np.log(q) + (1 - center) * np.log(1 - q)
+            sums[2] -= weight * (center * np.log(q) + (1 - center) * np.log(1 - q))
         entropy = -wanted * np.log(p) - (1 - wanted) * np.log(1 - p)
-        sums[0] += ((0.4 * wanted + 0.6 * (1 - wanted)) * np.abs(wanted - p) * entropy).sum()
+        focal = (0.4 * wanted + 0.6 * (1 - wanted)) * np.abs(wanted - p) * entropy
+        sums[0] += weight * focal.sum()
     assert positives > 10 and len(set((matches >= 0).sum(axis=1))) == 3
     names = ("class_loss", "box_loss", "centerness_loss")
     np.testing.assert_allclose([got[name] for name in names], sums / positives, rtol=1e-4)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jaxdet import InputError
 from jaxdet.ops.fusion import fuse, parse
 
-METHODS = ("none", "nms@0.4", "wbf@0.4", "votes@0.4", "agree@0.4:2")
+METHODS = ("none", "nms@0.4", "wbf@0.4", "votes@0.4", "agree@0.4:2", "earl@0.4")
 SCALE = 128  # of the package's units, 0 to 1: a power of two changes no IoU
 
 
@@ -32,7 +32,8 @@ def as_lists(rows, scores):
 
 def by_ensemble_boxes(method, rows, scores):
     """(labels, scores, boxes) of the package."""
-    name, threshold, _ = parse(method)
+    name, options = parse(method)
+    threshold = options["iou_threshold"]
     boxes, scores, labels = as_lists(rows, scores)
     if name == "wbf":
         boxes, scores, labels = weighted_boxes_fusion(boxes, scores, labels, iou_thr=threshold)

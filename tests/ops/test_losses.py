@@ -99,6 +99,31 @@ def test_loss_by_hand():
     np.testing.assert_allclose(loss.box_loss, error / 2, rtol=1e-5)
 
 
+def test_losses_weigh_as_the_boxes_that_anchors_answer_for():
+    """Class and box loss of an anchor; background weighs 1, and the number of anchors stays."""
+    rng = np.random.default_rng(2)
+    logits, offsets = (jnp.array(rng.normal(size=(4, n)), jnp.float32) for n in (3, 4))
+    targets = Targets(BOXES, LABELS, jnp.ones(2), jnp.array([True, True]))
+
+    def loss(matches, weights):
+        weighted = targets._replace(weights=None if weights is None else jnp.array(weights))
+        given = logits, offsets, ANCHORS, jnp.array(matches), weighted
+        return np.array(compiled(box_loss="giou")(*given))
+
+    matches = [0, BACKGROUND, IGNORED, 1]
+    plain = loss(matches, None)
+    np.testing.assert_array_equal(loss(matches, [1.0, 1.0]), plain)
+    # Linear in each weight; without any, what is left is the background's.
+    none, first, last = (loss(matches, w) for w in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]))
+    np.testing.assert_allclose(first + last - none, plain, rtol=1e-5)
+    np.testing.assert_allclose(
+        loss(matches, [0.5, 0.25]), none + 0.5 * (first - none) + 0.25 * (last - none), rtol=1e-5
+    )
+    background = loss([IGNORED, BACKGROUND, IGNORED, IGNORED], None)
+    np.testing.assert_allclose(none, background / 2, rtol=1e-5)
+    assert none[1] == 0 and first[1] > 0 and last[1] > 0
+
+
 @pytest.mark.parametrize("class_loss", ["focal", "varifocal"])
 def test_what_is_not_boxed_is_no_background_of_a_class_that_may_be_there(class_loss):
     """Class 0 is known, of 1 there is a box and may be more, 2 is unknown."""

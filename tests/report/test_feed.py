@@ -96,6 +96,7 @@ def test_the_page_about_the_data(config, dataset):
     exhaustive[:25, 3] = exhaustive[7, 5] = False
     dataset = replace(dataset, exhaustive=exhaustive)
     train_set, eval_set = dataset.take(np.arange(24)), dataset.take(np.arange(24, 30))
+    config.data.fusion = "skill@0.4"
     html = data_page(config, dataset, train_set, eval_set, "shapes")
     found = read(html)
     assert found.sections == [
@@ -118,6 +119,8 @@ def test_the_page_about_the_data(config, dataset):
         assert drawn == str((rows.labels == label).sum())
         assert unknown == str({3: 25, 5: 1}.get(label, 0))
     assert "25 pairs of image and class not all boxed" in html  # of 24 films trained on
+    # Of the readers what the others say, and what is inferred of them.
+    assert "agreed by others" in found.cells and "true share" in found.cells
     assert "fingerprint " + dataset.fingerprint() in html
     for gallery in suspects:
         assert set(gallery["groups"]) <= {"Inverted", "Duplicates", "At the edge", "Tiny boxes",

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxdet.data import splits
+from jaxdet.data.batches import fuse_readers
 from jaxdet.data.dataset import fingerprint_of_ids
 from tests.conftest import command
 from tests.report.test_report import galleries, read
@@ -40,6 +41,24 @@ def test_a_trained_run_has_a_report(trained):
     (gallery,) = galleries(html)
     assert 0 < len(gallery["films"]) <= scores["num_images"]
     assert set(scores["95% interval"]["AP"]) == set(scores["AP"])
+
+
+def test_what_readers_can_is_inferred_from_the_training_images_alone(trained, sets, dataset):
+    """readers.csv counts their rows, and the report has it."""
+    workdir, _ = trained
+    table = pd.read_csv(workdir / "readers.csv")
+    rows = sets[0].annotations
+    drawn = rows.labels < dataset.num_classes
+    assert table.drawn.sum() == drawn.sum() < (dataset.annotations.labels < 14).sum()
+    assert (table.films == len(sets[0])).all() and set(table.reader) == set(rows.readers)
+    text = fuse_readers(sets[0], "skill@0.4").skills.to_csv(dataset.class_names)
+    assert text == (workdir / "readers.csv").read_text()
+    found = read((workdir / "report.html").read_text())
+    assert "readers" in found.sections
+    start = found.cells.index("true share")
+    name = table["class"][0]
+    _, drew, recall, *_ = found.cells[found.cells.index(name, start) :]
+    assert int(drew) == table.drawn[0] and float(recall) == round(table.recall[0], 2)
 
 
 def test_two_runs_side_by_side(trained, other, tmp_path):

@@ -53,6 +53,22 @@ def test_readers_are_counted():
     assert survey.readers(rows, 2) == [("A", 2, 1, 2), ("B", 1, 0, 0)]
 
 
+def test_what_others_confirm_by_hand():
+    """As in `test_agreement_by_hand`; R3 overlooks what R1 and R2 agree on in image 3."""
+    rows = annotations(
+        [(0, 0, "R1", BOX), (0, 0, "R2", NEAR), (0, 0, "R3", BOX), (0, 0, "R3", FAR),
+         (1, 1, "R1", BOX), (1, 1, "R9", NEAR), (1, 2, "R2", None),
+         (2, 1, "R9", BOX), (2, 2, "R1", None),
+         (3, 0, "R1", BOX), (3, 0, "R2", BOX), (3, 2, "R3", None)]
+    )  # fmt: skip
+    found = survey.confirmed(rows, 2)
+    assert found.readers.tolist() == ["R1", "R2", "R3", "R9"]
+    assert found.boxes.tolist() == [[2, 1], [2, 0], [2, 0], [0, 2]]
+    assert found.confirmed.tolist() == [[2, 1], [2, 0], [1, 0], [0, 1]]
+    assert found.agreed.tolist() == [[1, 0], [1, 1], [2, 0], [0, 0]]
+    assert found.found.tolist() == [[1, 0], [1, 0], [1, 0], [0, 0]]
+
+
 def test_heat_maps_cover_what_the_boxes_cover(dataset):
     height, width = 480, 960
     rows = annotations(

@@ -1,0 +1,88 @@
+"""Fused boxes as a file for others: read back as meant, from a table and from COCO's JSON."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxdet.ops.fusion import fuse_rows
+from tests.conftest import command
+from tests.tfds_vinbig.test_builder import HEADER
+from tfds_vinbig import coco, kaggle
+
+TABLE = f"""{HEADER}
+a,Cardiomegaly,3,R8,10,20,110,220
+a,Cardiomegaly,3,R9,10,20,110,200
+a,Cardiomegaly,3,R10,12,20,110,220
+b,No finding,14,R8,,,,
+b,No finding,14,R9,,,,
+b,Nodule/Mass,8,R10,50,50,60,70
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text(TABLE)
+    return path
+
+
+@pytest.mark.parametrize("method", ["wbf@0.4", "earl@0.4", "skill@0.4", "raw"])
+def test_what_is_written_is_what_fusion_finds(table, tmp_path, method):
+    (tmp_path / "meta.csv").write_text("image_id,dim0,dim1\na,300,200\nb,310,210\n")
+    flags = f"--meta={tmp_path}/meta.csv", f"--fusion={method}", f"--output={tmp_path}/f.json"
+    done = command("--mode=fuse", f"--annotations={table}", *flags)
+    assert done.code == 0, done.stderr
+    rows = kaggle.read_annotations(table)
+    columns = rows.image, rows.labels, rows.readers, rows.boxes, len(rows.class_names)
+    found = fuse_rows(method, *columns)
+    assert done.stdout.startswith(f"{len(found.table.image)} findings by {method}")
+    again = coco.read_annotations(tmp_path / "f.json")
+    assert again.class_names == rows.class_names and again.ids == rows.ids
+    assert coco.read_sizes(tmp_path / "f.json") == {"a": (300, 200), "b": (310, 210)}
+    boxed = again.labels < len(again.class_names)
+    assert again.labels[boxed].tolist() == found.table.labels.tolist()
+    assert again.image[boxed].tolist() == found.table.image.tolist()
+    np.testing.assert_allclose(again.boxes[boxed], found.table.boxes, atol=0.01)
+    entries = json.loads((tmp_path / "f.json").read_text())["annotations"]
+    np.testing.assert_allclose([e["score"] for e in entries], found.table.scores, atol=1e-6)
+    weights = [e.get("weight") for e in entries]
+    if method == "earl@0.4":
+        np.testing.assert_allclose(weights, [1, 1 / 3], atol=1e-6)
+    else:
+        assert weights == [None] * len(entries)
+
+
+def test_from_a_json_file_with_its_own_ids_and_the_readers_beside(table, tmp_path):
+    """Images keep their ids, files and sizes."""
+    mode = "--mode=fuse"
+    command(mode, f"--annotations={table}", "--fusion=raw", f"--output={tmp_path}/raw.json")
+    content = json.loads((tmp_path / "raw.json").read_text())
+    for image in content["images"]:
+        image |= {"id": f"n{image['id']}", "height": 300, "width": 200, "file_name": "x/y.png"}
+    content["images"][1]["file_name"] = "x/z.jpg"
+    for row, reader in zip(content["annotations"], ("R8", "R9", "R10", "R10"), strict=True):
+        row |= {"image_id": f"n{row['image_id']}", "rad_id": reader}
+    (tmp_path / "in.json").write_text(json.dumps(content))
+    done = command(mode, f"--annotations={tmp_path}/in.json", f"--output={tmp_path}/out.json")
+    assert done.code == 0, done.stderr
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert out["images"] == content["images"]
+    assert [row["image_id"] for row in out["annotations"]] == ["n0", "n1"]
+    assert set(pd.read_csv(tmp_path / "out.readers.csv").reader) == {"R8", "R9", "R10"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--fusion=x"], "fusion 'x': not raw"),
+        (["--annotations=nothing.csv"], "nothing.csv"),
+        (["--meta=nothing.csv"], "nothing.csv"),
+        (["--output="], "--output: needs a path"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_written(table, tmp_path, flags, says):
+    given = f"--annotations={table}", f"--output={tmp_path}/f.json"
+    done = command("--mode=fuse", *given, *flags)
+    assert done.code == 2 and says in done.stderr and not (tmp_path / "f.json").exists()
