@@ -1,4 +1,4 @@
-"""Some hundreds to some thousands of real films, on a laptop's CPU: from a run of the first command.
+"""Some hundreds to some thousands of real films, on a laptop: from a run of the first command.
 
     python run.py --config=configs/small.py --workdir=runs/NAME \
         --config.data.name=tfds_vinbig/NAME --config.model.init_from=runs/phantom
