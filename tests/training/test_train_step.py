@@ -120,13 +120,15 @@ def test_the_step_on_a_gpu_calls_nothing_from_outside_and_convolves_in_bfloat16(
     assert len(results) > 30 and set(results) == {"bf16"}
 
 
-@pytest.mark.parametrize("name", ["phantom", "retina:256", "retina:512", "retina:1024"])
+@pytest.mark.parametrize(
+    "name", ["phantom", "small", "retina:256", "retina:512", "retina:1024", "fcos:256"]
+)
 def test_shipped_configs_fit_together(name):
     """Traced at full size, not computed: a batch goes in, the state comes out as it was."""
     module, *size = name.split(":")
     config = importlib.import_module(f"configs.{module}").get_config(*size)
     configs.check(config, retina.get_fields())
-    if name in ("retina:256", "retina:1024"):  # at another size, fewer of the same blocks
+    if name in ("retina:256", "retina:1024", "fcos:256"):  # at another size, fewer of the same blocks
         config.model.backbone.depth = 10
     targets = Targets(
         np.array([[[10, 10, 60, 90]]], np.float32), *(np.ones((1, 1), t) for t in (int, "f", bool))
