@@ -126,12 +126,13 @@ def join(sets: Sequence[Folder], places: Sequence[str]) -> Folder:
     notes = [note for one in sets for note in one.notes]
     problems, place_of, dropped, unknown = [], {}, 0, 0
     splits = {"train": [], "test": []}
-    for one, place in zip(sets, places, strict=True):
+    for number, (one, place) in enumerate(zip(sets, places, strict=True)):
         new = [*(labels[name] for name in one.class_names), normal]
         others = set(range(normal)) - set(new)
         for split, joined in splits.items():
             for record in sorted(getattr(one, split), key=lambda record: record.index):
-                if (before := place_of.setdefault(record.image_id, place)) != place:
+                first, before = place_of.setdefault(record.image_id, (number, place))
+                if first != number:  # of one place too, if that is given twice
                     problems.append(
                         f"{record.path}: image {record.image_id} of {place} is in {before} too: "
                         "joined sets need a name of its own for each picture"

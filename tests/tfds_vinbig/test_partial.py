@@ -141,6 +141,24 @@ def test_a_crowd_is_not_all_there_is_and_no_finding_is_no_class(tmp_path):
         coco.read_annotations(write(tmp_path / "x.json", data))
 
 
+def test_a_box_without_area_does_not_say_that_all_is_boxed(tmp_path):
+    """It is left out: as known, its class would be taught to be absent."""
+    data = changed("images[1]", neg_category_ids=[2])
+    place = next(i for i, x in enumerate(data["annotations"]) if x["category_id"] == 9)
+    data["annotations"][place]["bbox"][2] = 0
+    found = coco.read_annotations(write(tmp_path / "x.json", data))
+    np.testing.assert_array_equal(found.exhaustive[found.ids.index("sub__a")], [1, 1, 0])
+    data["images"][1]["neg_category_ids"] = [9]
+    with pytest.raises(InputError, match=r"9 has a box in the image \(a box without area\)"):
+        coco.read_annotations(write(tmp_path / "x.json", data))
+
+
+def test_a_set_given_twice_is_not_joined_with_itself(tmp_path):
+    path = instances(tmp_path, [(None, None)] * 3)
+    with pytest.raises(InputError, match="image c of .*x.json is in .*x.json too"):
+        builder.build("x", tmp_path, coco=[path] * 2, images=[tmp_path / "films"] * 2, size=32)
+
+
 def test_sets_of_other_classes_are_joined(tmp_path, capsys):
     """What a set does not name is unknown in its images, and none of them is normal for sure."""
     path = instances(tmp_path, LISTS)
