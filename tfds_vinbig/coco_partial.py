@@ -11,7 +11,8 @@ from jaxdet import InputError
 from tfds_vinbig.json_lists import parse_whole, show
 from tfds_vinbig.records import Row, has_area
 
-FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
+PARTLY = "not_exhaustive_category_ids"
+FIELDS = ("neg_category_ids", PARTLY)
 CROWD = "a crowd"  # a region where a class is, but not boxed
 EMPTY = "a box without area"  # which is left out, so that the class is there, but not boxed
 
@@ -71,7 +72,7 @@ def not_exhaustive(
         return ()
     for label, said in (absent or {}).items():
         if label in (partly or {}):
-            raise InputError(f"{said} is in {FIELDS[1]} too")
+            raise InputError(f"{said} is in {PARTLY} too")
         if label in boxed:
             raise InputError(f"{said} has a box in the image ({boxed[label]})")
     unknown = set()
