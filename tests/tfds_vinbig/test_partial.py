@@ -16,6 +16,8 @@ from tests.tfds_vinbig.test_own_datasets import make_lungs
 from tfds_vinbig import coco
 from tfds_vinbig import tfds_vinbig_dataset_builder as builder
 from tfds_vinbig.__main__ import main
+from tfds_vinbig.records import Folder
+from tfds_vinbig.sets import join
 
 
 def instances(folder, lists, annotations=INSTANCES["annotations"]):
@@ -157,6 +159,13 @@ def test_a_set_given_twice_is_not_joined_with_itself(tmp_path):
     path = instances(tmp_path, [(None, None)] * 3)
     with pytest.raises(InputError, match="image c of .*x.json is in .*x.json too"):
         builder.build("x", tmp_path, coco=[path] * 2, images=[tmp_path / "films"] * 2, size=32)
+
+
+def test_classes_that_differ_in_case_are_said():
+    one, two = (Folder((name, "Heart"), (0, 1, 2), [], [], []) for name in ("Rib", "rib"))
+    joined = join([one, two], ["1", "2"])
+    assert joined.class_names == ("Rib", "Heart", "rib")
+    assert joined.notes[-1] == "Rib, rib: differ in case alone, and are taken for other classes"
 
 
 def test_sets_of_other_classes_are_joined(tmp_path, capsys):
