@@ -71,7 +71,8 @@ def _of_runs(mask: dict) -> Box:
     """{"size": [height, width], "counts": lengths, as numbers or as COCO packs them}."""
     size, counts = mask.get("size"), mask.get("counts")
     sides = [parse_whole(side) or 0 for side in size] if isinstance(size, list) else []
-    if len(sides) != 2 or not all(0 < side <= LARGEST for side in sides):
+    # pycocotools counts pixels in 32 bits.
+    if len(sides) != 2 or not 0 < math.prod(sides) < 1 << 32 or max(sides) > LARGEST:
         raise InputError(f"segmentation's size {show(size)} is not [height, width]")
     tools = _pycocotools()
     if isinstance(counts, list):

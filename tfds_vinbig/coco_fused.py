@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Hashable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from jaxdet import InputError
 from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig import coco, kaggle, vindr
 from tfds_vinbig.coco_json import Image
+from tfds_vinbig.coco_partial import PARTLY
 from tfds_vinbig.records import Annotations
 
 
@@ -48,6 +50,8 @@ def to_json(
 ) -> str:
     """Findings in COCO's form ("instances"), each with a `score` and, if there are, a `weight`.
 
+    What the annotations leave open stays so: crowds, and classes of which not all is boxed.
+
     Args:
         annotations: what was fused, whose ids `table.image` counts.
         images: see `read`.
@@ -55,28 +59,37 @@ def to_json(
         method: by which it was fused, for people.
     """
 
-    def entry(name: str) -> dict[str, Hashable]:
+    def entry(name: str) -> dict[str, Any]:
         number, file_name, size = images[name]
         height_width = {} if size is None else {"height": size[0], "width": size[1]}
         return {"id": number, "file_name": file_name, **height_width}
 
     entries = [entry(name) for name in annotations.ids]
+    if annotations.exhaustive is not None:
+        for image, label in np.argwhere(~annotations.exhaustive):
+            partly = entries[image].setdefault(PARTLY, [])
+            partly.append(int(annotations.class_ids[label]))
     boxes = []
-    for i, (image, label, box, score) in enumerate(zip(*table, strict=True)):
+
+    def add(image: int, label: int, box: Iterable[float], **others) -> None:
         x1, y1, x2, y2 = map(float, box)
-        weight = {} if weights is None else {"weight": round(float(weights[i]), 6)}
         boxes.append(
             {
-                "id": i + 1,
+                "id": len(boxes) + 1,
                 "image_id": entries[image]["id"],
                 "category_id": int(annotations.class_ids[label]),
                 "bbox": [round(x, 2) for x in (x1, y1, x2 - x1, y2 - y1)],
                 "area": round((x2 - x1) * (y2 - y1), 2),
-                "iscrowd": 0,
-                "score": round(float(score), 6),
-                **weight,
+                **others,
             }
         )
+
+    for i, (image, label, box, score) in enumerate(zip(*table, strict=True)):
+        weight = {} if weights is None else {"weight": round(float(weights[i]), 6)}
+        add(image, label, box, iscrowd=0, score=round(float(score), 6), **weight)
+    for image, label, box in annotations.crowds:
+        if label < len(annotations.class_names):
+            add(image, label, box, iscrowd=1)
     names = zip(annotations.class_ids, annotations.class_names, strict=False)
     content = {
         "info": {"description": f"Readers' boxes fused by {method}"},

@@ -9,10 +9,12 @@ from collections.abc import Collection, Iterable, Mapping
 
 from jaxdet import InputError
 from tfds_vinbig.json_lists import parse_whole, show
-from tfds_vinbig.records import Row
+from tfds_vinbig.records import Row, has_area
 
-FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
+PARTLY = "not_exhaustive_category_ids"
+FIELDS = ("neg_category_ids", PARTLY)
 CROWD = "a crowd"  # a region where a class is, but not boxed
+EMPTY = "a box without area"  # which is left out, so that the class is there, but not boxed
 
 
 def read(
@@ -34,7 +36,11 @@ def read(
     """
     boxed, found = {}, {}
     for place, row in rows.items():
-        boxed.setdefault(row.image_id, {}).setdefault(row.label, place)
+        of_image = boxed.setdefault(row.image_id, {})
+        if has_area(row[3:]):
+            of_image[row.label] = place
+        else:
+            of_image.setdefault(row.label, EMPTY)
     for image_id, label in crowded:
         boxed.setdefault(image_id, {}).setdefault(label, CROWD)
     for image_id, (place, entry) in entries:
@@ -66,12 +72,12 @@ def not_exhaustive(
         return ()
     for label, said in (absent or {}).items():
         if label in (partly or {}):
-            raise InputError(f"{said} is in {FIELDS[1]} too")
+            raise InputError(f"{said} is in {PARTLY} too")
         if label in boxed:
             raise InputError(f"{said} has a box in the image ({boxed[label]})")
     unknown = set()
     if absent is not None:
-        drawn = {label for label, place in boxed.items() if place != CROWD}
+        drawn = {label for label, place in boxed.items() if place not in (CROWD, EMPTY)}
         unknown = set(labels.values()) - absent.keys() - drawn
     return tuple(sorted(unknown | (partly or {}).keys()))
 

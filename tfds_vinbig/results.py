@@ -1,6 +1,7 @@
 """Submissions and COCO results read without annotations, of whatever images they name."""
 
 import contextlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -113,16 +114,19 @@ def read_all(paths: Sequence[Path], known: Sequence[int] | None = None) -> Sever
     names_of = _names_of_classes(paths, [classes for _, classes in named])
     class_ids, image_ids, notes = tuple(sorted(names_of)), {}, []
     for path, (names, _) in zip(paths, named, strict=True):
-        other = [name for name in names if image_ids.setdefault(str(name), name) != name]
+        called = [image_ids.setdefault(_composed(name), name) for name in names]
+        other = [
+            name for name, said in zip(names, called, strict=True) if type(said) is not type(name)
+        ]
         if other:
             notes.append(
                 f"{path}: {len(other)} image_ids, {other[0]!r} first, are numbers where another "
                 "file has text, or the other way round: one image, called as the first file has it"
             )
     ids = tuple(image_ids)
-    first = set(map(str, named[0][0]))
+    first = set(map(_composed, named[0][0]))
     for path, (names, _) in zip(paths[1:], named[1:], strict=True):
-        names = set(map(str, names))
+        names = set(map(_composed, names))
         alone = sorted(first ^ names)
         if alone and not as_json:  # COCO does not name an image where nothing is found
             raise InputError(
@@ -149,6 +153,11 @@ def read_all(paths: Sequence[Path], known: Sequence[int] | None = None) -> Sever
         tables.append(table._replace(image=at[table.image]))
     called = [None] * (len(class_ids) + 1)
     return Several(list(ids), tables, (*class_ids, NONE), called, {}, notes)
+
+
+def _composed(image_id: int | str) -> str:
+    """The form of an id in which files are compared: macOS writes names of files decomposed."""
+    return unicodedata.normalize("NFC", str(image_id))
 
 
 def _names_of_classes(

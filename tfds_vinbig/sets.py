@@ -126,12 +126,13 @@ def join(sets: Sequence[Folder], places: Sequence[str]) -> Folder:
     notes = [note for one in sets for note in one.notes]
     problems, place_of, dropped, unknown = [], {}, 0, 0
     splits = {"train": [], "test": []}
-    for one, place in zip(sets, places, strict=True):
+    for number, (one, place) in enumerate(zip(sets, places, strict=True)):
         new = [*(labels[name] for name in one.class_names), normal]
         others = set(range(normal)) - set(new)
         for split, joined in splits.items():
             for record in sorted(getattr(one, split), key=lambda record: record.index):
-                if (before := place_of.setdefault(record.image_id, place)) != place:
+                first, before = place_of.setdefault(record.image_id, (number, place))
+                if first != number:  # of one place too, if that is given twice
                     problems.append(
                         f"{record.path}: image {record.image_id} of {place} is in {before} too: "
                         "joined sets need a name of its own for each picture"
@@ -146,6 +147,10 @@ def join(sets: Sequence[Folder], places: Sequence[str]) -> Folder:
     shared = [name for name in names if sum(name in one.class_names for one in sets) > 1]
     if shared:
         notes.append(f"{', '.join(shared)}: in several sets, and taken for the same class")
+    folded = [name.casefold() for name in names]
+    alike = [name for name, same in zip(names, folded, strict=True) if folded.count(same) > 1]
+    if alike:
+        notes.append(f"{', '.join(alike)}: differ in case alone, and are taken for other classes")
     if unknown:
         notes.append(
             f"{len(sets)} sets are joined: {unknown} pairs of image and class are unknown, and "

@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from jaxdet import InputError
 from jaxdet.data import grey
@@ -141,6 +141,12 @@ def _padding(found: Any, signed: bool) -> tuple[int, int] | None:
     return (min(ends), max(ends)) if ends else None
 
 
+def _is_padding(greys: Greys, values: Int[np.ndarray, "values"]) -> Bool[np.ndarray, "values"]:
+    if greys.padding is None:
+        return np.zeros(len(values), bool)
+    return (values >= greys.padding[0]) & (values <= greys.padding[1])
+
+
 def grey_of_values(
     greys: Greys, low: int, counts: Int[np.ndarray, "values"]
 ) -> tuple[UInt8[np.ndarray, "values"], tuple[str, ...]]:
@@ -149,11 +155,7 @@ def grey_of_values(
     Each step maps values one by one, so it is done for the values rather than for the pixels.
     """
     values, notes, whole = np.arange(low, low + len(counts)), [], counts.sum()
-    no_picture = np.zeros(len(values), bool)
-    if greys.padding is not None:
-        no_picture = (values >= greys.padding[0]) & (values <= greys.padding[1])
-        if share := counts[no_picture].sum() / whole:
-            notes.append(grey.note(PADDED, share))
+    no_picture = padded = _is_padding(greys, values)
     # A few values beyond the bits stored, such as 65535 and 32768, are padding without a tag. Many
     # are those of the picture with something in the bits above, such as an overlay.
     least, most = greys.stored
@@ -162,9 +164,13 @@ def grey_of_values(
         few = np.count_nonzero(beyond) <= PADDINGS
         notes.append(grey.note(BEYOND if few else BITS_ABOVE, share))
         if few:
-            no_picture |= beyond
+            no_picture = padded | beyond
         else:
             values = (values - least) % (most - least + 1) + least
+            # Padding too may have an overlay over it, or no sign in the bits above.
+            no_picture = padded = padded | _is_padding(greys, values)
+    if share := counts[padded].sum() / whole:
+        notes.insert(0, grey.note(PADDED, share))
     counted = np.where(no_picture, 0, counts)
     if not counted.any():
         return np.zeros(len(values), np.uint8), tuple(notes)

@@ -45,13 +45,15 @@ def check(folder: Path, items: Collection[str]) -> str:
     try:
         listed = json.loads((folder / FILES).read_text())
         expected = [
-            (folder / name, size, crc)
+            (Path(name).parts[0], folder / name, size, crc)
             for name, (size, crc) in listed.items()
             if Path(name).parts[0] in items
         ]
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        expected = []
+    if items != {item for item, *_ in expected}:  # no list, or a damaged one
         return _check_kinds(folder, items - {"checksums"})
-    for path, size, crc in expected:
+    for _, path, size, crc in expected:
         name = path.relative_to(folder)
         try:
             there = path.stat().st_size
@@ -63,6 +65,8 @@ def check(folder: Path, items: Collection[str]) -> str:
             return f"its file {name} is gone"
         except OSError as error:
             return f"its file {name}: {error.strerror}"
+        except ValueError:
+            return f"its list {FILES} has {str(name)[:60]!r}, which is no name of a file"
     return ""
 
 

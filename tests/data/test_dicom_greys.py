@@ -68,6 +68,20 @@ def test_an_overlay_in_the_bits_above_is_left_out(tmp_path):
     assert not got.pixels[:3].any()
 
 
+def test_padding_below_the_bits_above(tmp_path):
+    """An overlay reaches over the padding, and signed values have no sign in the bits above."""
+    film = padded(0, rows=100)
+    film[50:150, 5:50] |= 0x8000
+    got = read(tmp_path, film, BitsStored=12, PixelPaddingValue=0)
+    np.testing.assert_array_equal(got.pixels[100:], SEEN[100:])
+    assert not got.pixels[:100].any() and got.notes[0] == f"{images.PADDED} (25 %)"
+    film = (padded(-200, np.int16, 100) - 1800) & 0xFFF
+    got = read(tmp_path, film, BitsStored=12, PixelPaddingValue=-2000)
+    np.testing.assert_allclose(got.pixels[100:].astype(int), SEEN[100:], atol=1)
+    assert not got.pixels[:100].any()
+    assert kinds(got) == [images.PADDED, dicom_greys.BITS_ABOVE]
+
+
 @pytest.mark.parametrize(
     "values", [[65535], [65535, 65534], [65535, 32768, 4096], range(9000, 9016)]
 )

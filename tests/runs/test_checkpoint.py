@@ -1,8 +1,10 @@
 import contextlib
+import json
 import random
 import re
 import resource
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ import optax
 import pytest
 
 from jaxdet import InputError
-from jaxdet.runs import checkpoint
+from jaxdet.runs import checkpoint, checkpoint_files
 
 SCORES = {1: 0.1, 2: 0.5, 3: 0.2, 4: 0.3}
 
@@ -299,3 +301,25 @@ def test_no_checkpoint_is_named(tmp_path):
         pytest.raises(InputError, match="no checkpoints in"),
     ):
         checkpoint.find_step(manager, "latest", {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", '{"training/x": [1, 2]}', '{"": [1, 2]}', '{"weights/x": 1}', "[" * 200_000],
+)
+def test_a_damaged_list_of_files_is_none(tmp_path, text):
+    """Then the files themselves are looked at."""
+    folder = tmp_path / "3"
+    shutil.copytree(Path(__file__).parents[1] / "old_run/checkpoints/3", folder)
+    (folder / "files.json").write_text(text)
+    assert checkpoint_files.check(folder, ["weights"]) == ""
+    (folder / "weights/manifest.ocdbt").unlink()
+    assert checkpoint_files.check(folder, ["weights"]) == "files of weights are gone"
+
+
+@pytest.mark.parametrize("name", ["\0", "\ud800"])
+def test_a_list_of_no_names_of_files(tmp_path, name):
+    listed = {"weights/" + name: [1, 2], "checksums/metadata": [1, 2]}
+    (tmp_path / "files.json").write_text(json.dumps(listed))
+    said = checkpoint_files.check(tmp_path, ["weights"])
+    assert said.startswith("its list files.json has ") and said.isprintable()

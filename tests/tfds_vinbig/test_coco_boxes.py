@@ -55,6 +55,13 @@ def test_run_lengths_of_another_size_than_the_image_are_refused(tmp_path, packed
     )
 
 
+def test_run_lengths_of_more_than_32_bits_are_refused(tmp_path):
+    side = 1_000_000
+    mask = {"size": [side, side], "counts": [side * side - 5, 5]}
+    path = write(tmp_path / "x.json", changed("annotations[0]", bbox=None, segmentation=mask))
+    assert "size [1000000, 1000000] is not" in message(coco.read_annotations, path)
+
+
 def test_run_lengths_say_the_size_of_an_image_that_does_not(tmp_path, folder):
     """Its picture is of half that size."""
     data = changed("annotations[0]", bbox=None, segmentation=mask_of(80, 40))

@@ -9,7 +9,8 @@ import pytest
 from jaxdet.ops.fusion import fuse_rows
 from tests.conftest import command
 from tests.tfds_vinbig.test_builder import HEADER
-from tfds_vinbig import coco, kaggle
+from tests.tfds_vinbig.test_coco import changed, write
+from tfds_vinbig import coco, coco_fused, kaggle
 
 TABLE = f"""{HEADER}
 a,Cardiomegaly,3,R8,10,20,110,220
@@ -71,6 +72,22 @@ def test_from_a_json_file_with_its_own_ids_and_the_readers_beside(table, tmp_pat
     assert out["images"] == content["images"]
     assert [row["image_id"] for row in out["annotations"]] == ["n0", "n1"]
     assert set(pd.read_csv(tmp_path / "out.readers.csv").reader) == {"R8", "R9", "R10"}
+
+
+def test_what_the_annotations_leave_open_stays_open(tmp_path):
+    data = changed("images[0]", neg_category_ids=[2])
+    data["images"][1]["not_exhaustive_category_ids"] = [5]
+    crowd = {"image_id": 30, "category_id": 9, "bbox": [1, 1, 9, 9], "iscrowd": 1}
+    data["annotations"].append(crowd)
+    rows, images = coco_fused.read(write(tmp_path / "x.json", data))
+    found = fuse_rows("wbf@0.4", rows.image, rows.labels, rows.readers, rows.boxes, 3)
+    text = coco_fused.to_json(rows, images, found.table, None, "wbf@0.4")
+    again = coco.read_annotations(write(tmp_path / "again.json", json.loads(text)))
+    assert not rows.exhaustive.all() and len(rows.crowds) == 1
+    np.testing.assert_array_equal(again.exhaustive, rows.exhaustive)
+    assert again.crowds == rows.crowds
+    nothing = [of.image[of.labels == 3].tolist() for of in (rows, again)]
+    assert nothing[0] == nothing[1]
 
 
 @pytest.mark.parametrize(

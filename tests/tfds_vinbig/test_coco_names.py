@@ -184,3 +184,16 @@ def test_an_image_is_called_as_the_first_file_has_it(tmp_path, first, second):
     write(paths[1], [{**ROW, "image_id": "01"}, {**ROW, "image_id": first}])
     read = results.read_all(paths)
     assert read.image_ids == {"1": first, "01": "01"} and read.notes == []
+
+
+@pytest.mark.parametrize("first, second", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_files_agree_on_an_image_in_whichever_form(tmp_path, first, second):
+    """With another image that both have: as two, these two would be fused with nothing."""
+    names = [unicodedata.normalize(form, "ảnh") for form in (first, second)]
+    paths = [
+        write(tmp_path / f"{i}.json", [{**ROW, "image_id": name}, ROW])
+        for i, name in enumerate(names)
+    ]
+    read = results.read_all(paths)
+    assert list(read.image_ids.values()) == [names[0], 7] and read.notes == []
+    assert [table.image[:2].tolist() for table in read.tables] == [[0, 1], [0, 1]]

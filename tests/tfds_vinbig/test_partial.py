@@ -16,6 +16,8 @@ from tests.tfds_vinbig.test_own_datasets import make_lungs
 from tfds_vinbig import coco
 from tfds_vinbig import tfds_vinbig_dataset_builder as builder
 from tfds_vinbig.__main__ import main
+from tfds_vinbig.records import Folder
+from tfds_vinbig.sets import join
 
 
 def instances(folder, lists, annotations=INSTANCES["annotations"]):
@@ -139,6 +141,31 @@ def test_a_crowd_is_not_all_there_is_and_no_finding_is_no_class(tmp_path):
     data["images"][0]["neg_category_ids"] = [9]
     with pytest.raises(InputError, match=r"9 has a box in the image \(a crowd\)"):
         coco.read_annotations(write(tmp_path / "x.json", data))
+
+
+def test_a_box_without_area_does_not_say_that_all_is_boxed(tmp_path):
+    """It is left out: as known, its class would be taught to be absent."""
+    data = changed("images[1]", neg_category_ids=[2])
+    place = next(i for i, x in enumerate(data["annotations"]) if x["category_id"] == 9)
+    data["annotations"][place]["bbox"][2] = 0
+    found = coco.read_annotations(write(tmp_path / "x.json", data))
+    np.testing.assert_array_equal(found.exhaustive[found.ids.index("sub__a")], [1, 1, 0])
+    data["images"][1]["neg_category_ids"] = [9]
+    with pytest.raises(InputError, match=r"9 has a box in the image \(a box without area\)"):
+        coco.read_annotations(write(tmp_path / "x.json", data))
+
+
+def test_a_set_given_twice_is_not_joined_with_itself(tmp_path):
+    path = instances(tmp_path, [(None, None)] * 3)
+    with pytest.raises(InputError, match="image c of .*x.json is in .*x.json too"):
+        builder.build("x", tmp_path, coco=[path] * 2, images=[tmp_path / "films"] * 2, size=32)
+
+
+def test_classes_that_differ_in_case_are_said():
+    one, two = (Folder((name, "Heart"), (0, 1, 2), [], [], []) for name in ("Rib", "rib"))
+    joined = join([one, two], ["1", "2"])
+    assert joined.class_names == ("Rib", "Heart", "rib")
+    assert joined.notes[-1] == "Rib, rib: differ in case alone, and are taken for other classes"
 
 
 def test_sets_of_other_classes_are_joined(tmp_path, capsys):
