@@ -73,7 +73,7 @@ def test_it_is_what_the_step_sees(config, dataset):
     batch = training_batches(config, dataset, targets, slice(None))[1]
     jax.jit(make_train_step(config, graphdef, optimizer))(state, batch)
     jax.effects_barrier()
-    boxes, labels, _, mask = Recorder.seen[-1]
+    boxes, labels, _, mask, *_ = Recorder.seen[-1]
     np.testing.assert_array_equal(mask, fed.targets.mask[8:])
     np.testing.assert_array_equal(labels, fed.targets.labels[8:])
     np.testing.assert_allclose(boxes[mask], fed.targets.boxes[8:][mask], atol=1e-3)

@@ -84,16 +84,16 @@ def test_an_interrupted_run_ends_as_one_that_was_not(trained, tiny, tmp_path, mo
 
 
 def test_steps_that_are_not_finite_end_a_run_and_can_be_made_again(tiny, tmp_path, monkeypatch):
-    make_targets = loop.make_targets
+    pad = loop.pad
 
-    def with_nan(dataset, *arguments):
-        targets = make_targets(dataset, *arguments)
+    def with_nan(*arguments):
+        targets = pad(*arguments)
         targets.soft_targets[targets.mask] = np.nan
         return targets
 
     run = [*tiny, f"--workdir={tmp_path}"]
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_targets", with_nan)
+        patch.setattr(loop, "pad", with_nan)
         done = command(*run, "--config.train.max_skipped_steps=2")
     assert done.code == 2
     assert "step 2, as 2 in a row, had a loss (nan)" in done.stderr
