@@ -150,19 +150,26 @@ def test_balanced_classes_come_equally_often(dataset):
     assert same(stream[5], batches(dataset, normal_share=0.25, balance_classes=True)[5])
 
 
-def test_votes_are_soft_targets(dataset):
-    """Two of three readers of one image see nothing: its boxes aim at a third."""
+def where_two_see_nothing(dataset):
+    """The dataset without two of three readers' boxes in one image; and that image."""
     rows = dataset.annotations
     image = rows.image[rows.labels != NO_FINDING][0]
     gone = (rows.image == image) & (rows.readers != "R1")
     fewer = Annotations(*(column[~gone] for column in vars(rows).values()))
-    votes = make_targets(replace(dataset, annotations=fewer), "votes@0.4", 64)
+    return replace(dataset, annotations=fewer), image
+
+
+def test_votes_are_soft_targets(dataset):
+    """Two of three readers of one image see nothing: its boxes aim at a third."""
+    fewer, image = where_two_see_nothing(dataset)
+    votes = make_targets(fewer, "votes@0.4", 64)
     np.testing.assert_allclose(votes.soft_targets[image][votes.mask[image]], 1 / 3)
     others = np.delete(votes.mask, image, axis=0)
     np.testing.assert_array_equal(np.delete(votes.soft_targets, image, axis=0)[others], 1)
-    fused = make_targets(replace(dataset, annotations=fewer), "wbf@0.4", 64)
+    fused = make_targets(fewer, "wbf@0.4", 64)
     assert (fused.soft_targets == 1).all()
     # Where there is but one reader, that one is all of them.
+    rows = dataset.annotations
     alone = Annotations(*(column[rows.readers == "R1"] for column in vars(rows).values()))
     votes = make_targets(replace(dataset, annotations=alone), "votes@0.4", 64)
     assert (votes.soft_targets == 1).all()
@@ -170,16 +177,13 @@ def test_votes_are_soft_targets(dataset):
 
 def test_earl_weighs_by_the_share_of_readers(dataset):
     """A weight for each box, in batches too; other methods have none, and batches are as before."""
-    rows = dataset.annotations
-    image = rows.image[rows.labels != NO_FINDING][0]
-    gone = (rows.image == image) & (rows.readers != "R1")
-    fewer = Annotations(*(column[~gone] for column in vars(rows).values()))
-    targets = make_targets(replace(dataset, annotations=fewer), "earl@0.4", 64)
+    fewer, image = where_two_see_nothing(dataset)
+    targets = make_targets(fewer, "earl@0.4", 64)
     weights = targets.weights[targets.mask]
     assert (targets.soft_targets == 1).all() and weights.dtype == np.float32
     np.testing.assert_allclose(targets.weights[image][targets.mask[image]], 1 / 3)
     assert (np.delete(targets.weights, image, axis=0) == 1).all()
-    wbf = make_targets(replace(dataset, annotations=fewer), "wbf@0.4", 64)
+    wbf = make_targets(fewer, "wbf@0.4", 64)
     order = lambda t: t.boxes[t.mask][np.lexsort(t.boxes[t.mask].T)]  # noqa: E731
     np.testing.assert_array_equal(order(targets), order(wbf))
     assert wbf.weights is None and "weights" not in wbf.columns() and "weights" in targets.columns()
