@@ -31,6 +31,27 @@ def box_of(entry: dict) -> Box:
     return of_mask(entry["segmentation"]) if is_of_mask(entry) else corners(entry.get("bbox"))
 
 
+def mask_size(entry: dict) -> tuple[int, int] | None:
+    """(height, width) that run lengths have, where they are what the box is read from."""
+    mask = entry.get("segmentation")
+    if is_of_mask(entry) and isinstance(mask, dict):
+        return tuple(map(parse_whole, mask["size"]))
+    return None
+
+
+def check_mask_size(size: tuple[int, int], expected: tuple[int, int], whose: str) -> None:
+    """Run lengths are of the whole image: in those of another size nobody can tell where they are.
+
+    Raises:
+        InputError: without the place, which the caller knows.
+    """
+    if size != expected:
+        raise InputError(
+            f"segmentation's size {show(list(size))} is not that of {whose}, "
+            f"{show(list(expected))} ([height, width])"
+        )
+
+
 def corners(bbox: Any) -> Box:
     """[x, y, width, height] as corners.
 

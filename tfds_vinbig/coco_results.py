@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,7 @@ import numpy as np
 from jaxdet import InputError
 from jaxdet.data import images
 from jaxdet.ops.boxes import BoxTable, iou
-from tfds_vinbig.coco_boxes import box_of
+from tfds_vinbig.coco_boxes import box_of, check_mask_size, mask_size
 from tfds_vinbig.coco_json import BY_NUMBER, Ids
 from tfds_vinbig.json_lists import load_detections, parse_id, parse_number, parse_whole, show
 from tfds_vinbig.records import Annotations, Tally, class_name_of, raise_all
@@ -108,6 +107,8 @@ def read_detections(path: str | Path, annotations: Annotations) -> tuple[list[st
             if math.isnan(score):
                 raise InputError(f"score {show(entry.get('score'))} is not a finite number")
             box = NO_FINDING_BOX if label == normal else box_of(entry)
+            if label != normal and (size := mask_size(entry)):
+                check_mask_size(size, *annotations.sizes.setdefault(position, (size, place)))
         except InputError as error:
             problems.append(f"{place}: {error}")
             continue
@@ -157,7 +158,7 @@ class _Images:
         if position is not None and not by_number:
             return position, False
         if isinstance(key, str):
-            name = unicodedata.normalize("NFC", key)
+            name = images.composed(key)
             path = PurePosixPath(name)
             stem = path.stem if path.suffix.lower() in images.SUFFIXES else name
             names = (name, images.path_id(name) if path.name else name, stem)

@@ -13,13 +13,13 @@ from tfds_vinbig.records import (
     Annotations,
     Row,
     check_box,
-    check_reader,
     class_name_of,
     drop_empty,
     drop_repeated,
     flatten,
     note_contradictions,
     parse_image_id,
+    parse_reader,
     raise_all,
     ranked,
 )
@@ -160,7 +160,7 @@ def annotation_rows(
         try:
             image_id = parse_image_id(fields[image_at])
             reader = "R1" if reader_at is None else fields[reader_at]
-            check_reader(reader)
+            reader = parse_reader(reader)
             name = None if name_at is None else fields[name_at]
             class_id = _parse_class(fields[class_at], name, classes)
             box = parse_box(classes[class_id], [fields[i] for i in corners_at])

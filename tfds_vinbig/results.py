@@ -1,7 +1,6 @@
 """Submissions and COCO results read without annotations, of whatever images they name."""
 
 import contextlib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 from jaxdet import InputError
 from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig import coco, kaggle, submission
+from tfds_vinbig.coco_json import BY_NUMBER, Ids, composed_id
 from tfds_vinbig.json_lists import load_detections, parse_id, parse_whole
 from tfds_vinbig.records import Annotations, class_name_of, flatten, parse_image_id, raise_all
 from tfds_vinbig.tables import parse_number, read_table
@@ -112,21 +112,22 @@ def read_all(paths: Sequence[Path], known: Sequence[int] | None = None) -> Sever
         if strange:
             raise InputError(f"{path}: has the class {strange[0]}, which the run does not have")
     names_of = _names_of_classes(paths, [classes for _, classes in named])
-    class_ids, image_ids, notes = tuple(sorted(names_of)), {}, []
+    class_ids, notes = tuple(sorted(names_of)), []
+    called = _called(paths, [names for names, _ in named])
+    image_ids = {str(composed_id(name)): name for name in called.values()}
+    ids = tuple(image_ids)
+    of_files = []
     for path, (names, _) in zip(paths, named, strict=True):
-        called = [image_ids.setdefault(_composed(name), name) for name in names]
-        other = [
-            name for name, said in zip(names, called, strict=True) if type(said) is not type(name)
-        ]
+        said = [called[composed_id(name)] for name in names]
+        of_files.append({str(composed_id(name)) for name in said})
+        other = [n for n, first in zip(names, said, strict=True) if type(n) is not type(first)]
         if other:
             notes.append(
                 f"{path}: {len(other)} image_ids, {other[0]!r} first, are numbers where another "
                 "file has text, or the other way round: one image, called as the first file has it"
             )
-    ids = tuple(image_ids)
-    first = set(map(_composed, named[0][0]))
-    for path, (names, _) in zip(paths[1:], named[1:], strict=True):
-        names = set(map(_composed, names))
+    first = of_files[0]
+    for path, names in zip(paths[1:], of_files[1:], strict=True):
         alone = sorted(first ^ names)
         if alone and not as_json:  # COCO does not name an image where nothing is found
             raise InputError(
@@ -140,10 +141,11 @@ def read_all(paths: Sequence[Path], known: Sequence[int] | None = None) -> Sever
             class_names=tuple(names_of[number] for number in class_ids),
             class_ids=(*class_ids, NONE),
             image_ids=tuple(image_ids.values()),
-            notes=notes,
+            notes=[],
             **flatten([], ids),
         )
         tables = [coco.read_detections(path, everything)[1] for path in paths]
+        notes += [note for note in everything.notes if BY_NUMBER not in note]  # said above
         called = [*everything.class_names, None]
         return Several(list(ids), tables, everything.class_ids, called, image_ids, notes)
     place, tables = {name: i for i, name in enumerate(ids)}, []
@@ -155,9 +157,36 @@ def read_all(paths: Sequence[Path], known: Sequence[int] | None = None) -> Sever
     return Several(list(ids), tables, (*class_ids, NONE), called, {}, notes)
 
 
-def _composed(image_id: int | str) -> str:
-    """The form of an id in which files are compared: macOS writes names of files decomposed."""
-    return unicodedata.normalize("NFC", str(image_id))
+def _called(
+    paths: Sequence[Path], names: Sequence[Sequence[int | str]]
+) -> dict[int | str, int | str]:
+    """What the first file that has an image calls it, by every id (composed) that files have.
+
+    Ids are compared as written, and a number in one file is the text of that number in another
+    (see `Ids`) where no file has both as two images: 1 and "01".
+
+    Raises:
+        InputError: for a number that may be several texts.
+    """
+    composed = [{composed_id(name): name for name in of_file} for of_file in names]
+    as_written, of = {}, {}
+    for path, of_file in zip(paths, composed, strict=True):
+        for key, name in of_file.items():
+            as_written.setdefault(key, name)
+            of.setdefault(key, path)
+    texts = Ids({key: key for key in as_written if isinstance(key, str)})
+    rank = {key: i for i, key in enumerate(as_written)}
+    first = {}  # of two ids of one image that which comes first
+    for key in as_written:
+        try:
+            text = None if isinstance(key, str) else texts.find(key)[0]
+        except InputError as error:
+            raise InputError(f"{of[key]}: {error}") from error
+        is_two = text != str(key) and any({key, text} <= of_file.keys() for of_file in composed)
+        if text is not None and not is_two:
+            earlier, later = sorted((key, text), key=rank.get)
+            first[later] = earlier
+    return {key: as_written[first.get(key, key)] for key in as_written}
 
 
 def _names_of_classes(
