@@ -15,13 +15,12 @@ import numpy as np
 from jaxdet import InputError
 from jaxdet.data import images
 from tfds_vinbig import coco_json
-from tfds_vinbig.coco_boxes import check_mask_size
+from tfds_vinbig.coco_boxes import check_mask_size, fit_as_corners
 from tfds_vinbig.coco_results import read_detections, to_json
 from tfds_vinbig.json_lists import load
 from tfds_vinbig.pictures import check_shape, find_pictures, read_shapes
 from tfds_vinbig.records import (
     NO_FINDING,
-    PIXEL,
     STRICT,
     Allowed,
     Annotations,
@@ -231,14 +230,11 @@ def read_instances(
     return Folder(found.class_names, found.class_ids, train, test, notes)
 
 
-def _fit_as_corners(rows: Iterable[Row], sizes: dict[str, tuple[int, int] | None]) -> bool:
-    """Whether the four numbers of every box, taken as its corners, are a box in its image."""
+def _fit_as_corners(rows: Iterable[Row], sizes: dict[str, Size | None]) -> bool:
     found = [row for row in rows if not math.isnan(row.x_min) and sizes[row.image_id]]
-    return len(found) > 2 and all(  # of one or two it may be chance
-        row.x_min < row.x_max - row.x_min <= sizes[row.image_id][1] + PIXEL
-        and row.y_min < row.y_max - row.y_min <= sizes[row.image_id][0] + PIXEL
-        for row in found
-    )
+    boxes = np.reshape([row[3:] for row in found], (-1, 4)).astype(np.float64)
+    of_image = np.reshape([sizes[row.image_id] for row in found], (-1, 2)).astype(np.float64)
+    return fit_as_corners(boxes, of_image)
 
 
 def _files(

@@ -27,6 +27,7 @@ from tfds_vinbig.records import (
     check_id,
     class_name_of,
     drop_repeated,
+    note_alike,
     note_contradictions,
     parse_reader,
     raise_all,
@@ -143,6 +144,7 @@ def read(path: Path, notes: list[str]) -> Instances:
             f"than is boxed, in {len(partial)} images"
         )
     classes = ranked(categories)
+    note_alike(classes[0], path, notes)
     return Instances(listed, *classes, rows, crowds, left_out, partial, with_absent, masks)
 
 
@@ -338,6 +340,8 @@ def _read_rows(
             f"{path}: {crowds} crowds (iscrowd) are left out; {only} images have nothing else, and "
             "count neither as normal nor as having a finding"
         )
+    if not annotated:
+        notes.append(f"{path}: has no annotation, so that all {len(listed)} images are normal")
     notes += tally.notes(path)
     classes = {i: label for i, label in labels.items() if label != normal}
     passed_over = left_out | (labels.keys() - classes.keys())

@@ -17,6 +17,7 @@ from tfds_vinbig.records import (
     drop_empty,
     drop_repeated,
     flatten,
+    note_alike,
     note_contradictions,
     parse_image_id,
     parse_reader,
@@ -80,6 +81,7 @@ def read_annotations(path: str | Path) -> Annotations:
     ids = tuple(dict.fromkeys(row.image_id for row in rows.values()))
     rows = drop_empty(rows, table.path, notes)
     class_names, class_ids = ranked(classes)
+    note_alike(class_names, table.path, notes)
     return Annotations(
         class_names,
         class_ids,
@@ -199,7 +201,7 @@ def parse_box(name: str, words: list[str]) -> list[float]:
     Raises:
         InputError: without the place, which the caller knows.
     """
-    if name == NO_FINDING and not any(words):
+    if name == NO_FINDING and all(word.lower() in ("", "nan") for word in words):
         return [math.nan] * 4
     if not all(words):
         column = BOX_COLUMNS[words.index("")]

@@ -68,6 +68,8 @@ def read_shapes(
                 f"{path}: a link that leads out of {folder}; put the file itself, or allow links "
                 "by --follow_links"
             )
+        if not (name := str(path.relative_to(folder))).isprintable():
+            return InputError(f"{folder}: the name {name!a} is no line of text: rename it")
         try:
             return images.check(path)
         except images.NotInstalled:

@@ -6,7 +6,7 @@ Labels count the classes of the dataset, 0 to K - 1; K, after the last, is "No f
 
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,6 +154,16 @@ def class_name_of(name: str) -> str:
     "No finding" is written in any case."""
     name = images.composed(name)
     return NO_FINDING if name.lower() == NO_FINDING.lower() else name
+
+
+def note_alike(names: Sequence[str], where: str | Path, notes: list[str]) -> None:
+    """Say which classes differ in case alone: often one is a slip."""
+    folded = [name.casefold() for name in names]
+    alike = [name for name, same in zip(names, folded, strict=True) if folded.count(same) > 1]
+    if alike:
+        notes.append(
+            f"{where}: {', '.join(alike)}: differ in case alone, and are taken for other classes"
+        )
 
 
 def ranked(classes: dict[int, str]) -> tuple[tuple[str, ...], tuple[int, ...]]:

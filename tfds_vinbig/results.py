@@ -1,6 +1,7 @@
 """Submissions and COCO results read without annotations, of whatever images they name."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,14 @@ from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig import coco, kaggle, submission
 from tfds_vinbig.coco_json import BY_NUMBER, Ids, composed_id
 from tfds_vinbig.json_lists import load_detections, parse_id, parse_whole
-from tfds_vinbig.records import Annotations, class_name_of, flatten, parse_image_id, raise_all
+from tfds_vinbig.records import (
+    SMALLEST,
+    Annotations,
+    class_name_of,
+    flatten,
+    parse_image_id,
+    raise_all,
+)
 from tfds_vinbig.tables import parse_number, read_table
 
 # "No finding" is a class of submissions like any other. COCO's results have none: it is this label
@@ -46,12 +54,54 @@ def read_scored(
         return Detected(*submission.read(path, truth.class_ids))
 
     found, other = read(submission_path), read(against) if against else None
+    for path, detected in ((submission_path, found), (against, other)):
+        if detected:
+            _check_units(path, detected.table, annotations, truth)
     if other and set(other.ids) != set(found.ids):
         raise InputError(f"--against: {against} is of other images than {submission_path}")
     some = truth.of_splits_with(found.ids)
     if not set(found.ids) & set(some.ids):
         raise InputError(f"{submission_path} and {annotations} have no image in common")
     return some, *found, other
+
+
+def _check_units(path: Path, table: BoxTable, annotated: Path, truth: Annotations) -> None:
+    """Refuse detections in shares of the image for annotations in pixels, or the other way round.
+
+    Raises:
+        InputError: naming the file in shares.
+    """
+    normal = len(truth.class_names)
+    sides = []
+    for labels, boxes in ((table.labels, table.boxes), (truth.labels, truth.boxes)):
+        found = boxes[labels != normal]
+        sides.append(abs(found).max() if len(found) else math.nan)
+    names = (path, annotated) if sides[0] < sides[1] else (annotated, path)
+    if min(sides) < SMALLEST and max(sides) > 4 * SMALLEST:
+        raise InputError(
+            f"{names[0]}: all boxes are within {SMALLEST} pixels of the corner of their image, "
+            f"those of {names[1]} are not: they look like shares of the image (from 0 to 1): "
+            "multiply them by its width and height"
+        )
+
+
+def _check_scores(paths: Sequence[Path], tables: Sequence[BoxTable], nothing: int | None) -> None:
+    """Refuse scores of several scales, such as percent beside shares.
+
+    Args:
+        nothing: the label whose scores are not the file's.
+
+    Raises:
+        InputError: naming two files that differ.
+    """
+    scores = [table.scores[table.labels != nothing] for table in tables]
+    best = {path: found.max() for path, found in zip(paths, scores, strict=True) if len(found)}
+    low, high = (pick(best, key=best.get, default=None) for pick in (min, max))
+    if best and best[low] <= 1 and best[high] > 1.01:
+        raise InputError(
+            f"{high}: scores up to {best[high]:.4g}, but those of {low} are {best[low]:.4g} at "
+            "most: are they percent? Write all of them from 0 to 1"
+        )
 
 
 def to_text(
@@ -145,6 +195,7 @@ def read_all(paths: Sequence[Path], known: Sequence[int] | None = None) -> Sever
             **flatten([], ids),
         )
         tables = [coco.read_detections(path, everything)[1] for path in paths]
+        _check_scores(paths, tables, len(everything.class_names))
         notes += [note for note in everything.notes if BY_NUMBER not in note]  # said above
         called = [*everything.class_names, None]
         return Several(list(ids), tables, everything.class_ids, called, image_ids, notes)
@@ -153,6 +204,7 @@ def read_all(paths: Sequence[Path], known: Sequence[int] | None = None) -> Sever
         own, table = submission.read(path, class_ids)
         at = np.array([place[name] for name in own], np.int64)
         tables.append(table._replace(image=at[table.image]))
+    _check_scores(paths, tables, None)
     called = [None] * (len(class_ids) + 1)
     return Several(list(ids), tables, (*class_ids, NONE), called, {}, notes)
 
