@@ -3,7 +3,8 @@
     python benchmarks/bits_above.py FILE ...
 
 Real films are given a header that says from 1 to 4 bits fewer than they have; and one that is
-right, with text, a filled box and an outline in each bit above. Films of 8 bits get 4 more of noise.
+right, with text, a filled box and an outline in each bit above. Films of 8 bits get 4 more of
+noise.
 """
 
 import sys

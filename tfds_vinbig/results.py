@@ -45,11 +45,11 @@ def read_scored(
     Raises:
         InputError: for a file that is not as it should be, or of other images.
     """
-    as_json = annotations.suffix == ".json"
+    as_json = annotations.suffix.lower() == ".json"
     truth = (coco if as_json else kaggle).read_annotations(annotations)
 
     def read(path):
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             return Detected(*coco.read_detections(path, truth))
         return Detected(*submission.read(path, truth.class_ids))
 
@@ -114,7 +114,7 @@ def to_text(
 ) -> str:
     """Detections as a submission (".csv") or as COCO's results (".json"), there with the names of
     the classes where all have one."""
-    if suffix == ".csv":
+    if suffix.lower() == ".csv":
         return submission.to_csv(ids, table, class_ids)
     names = None if None in class_names[:-1] else class_names
     return coco.to_json(ids, table, class_ids, image_ids, names)
@@ -154,7 +154,7 @@ def read_all(paths: Sequence[Path], known: Sequence[int] | None = None) -> Sever
         InputError: for a file that is no such table or list, submissions of different images, a
             class that is not `known`, or one id of two names.
     """
-    as_json = paths[0].suffix == ".json"
+    as_json = paths[0].suffix.lower() == ".json"
     named = [(_named_in_json if as_json else _named_in_csv)(path) for path in paths]
     for path, (_, classes) in zip(paths, named, strict=True):
         nameless = {number for number, name in classes if name is None}

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from jaxdet.inference import ensemble
 from tests.tfds_vinbig.test_coco import INSTANCES, message, write
-from tfds_vinbig import coco, results
+from tfds_vinbig import coco, coco_fused, results
 
 SIZE = {7: (40, 20), 12: (60, 90), 30: (60, 90)}  # (height, width)
 # (image_id, corners)
@@ -87,3 +88,20 @@ def test_a_file_without_annotations_and_classes_that_differ_in_case_are_said(tmp
     assert coco.read_annotations(path).notes == [
         f"{path}: Heart, heart: differ in case alone, and are taken for other classes"
     ]
+
+
+def test_suffixes_may_be_in_upper_case(tmp_path):
+    """As old programs and Windows write them: X.JSON is no table."""
+    truth = write(tmp_path / "X.JSON", INSTANCES)
+    found = write(tmp_path / "D.Json", rows(as_coco(BOXES)))
+    usual = write(tmp_path / "d.json", rows(as_coco(BOXES)))
+    for mine, theirs in zip(
+        results.read_scored(truth, found, None)[2],
+        results.read_scored(write(tmp_path / "x.json", INSTANCES), usual, None)[2],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    assert len(results.read_all([found, usual]).tables) == 2
+    assert list(coco_fused.read(truth)[1]) == ["c", "sub__a", "b"]
+    output = tmp_path / "O.JSON"
+    assert ensemble.find_files([found, usual], output) == [found, usual]
