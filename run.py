@@ -252,11 +252,7 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
     negatives = mend_inverted(pictures, run.grey_levels, FLAGS.invert)
     table = predict(loaded, pictures, len(run.class_names))
     csv = output if output.suffix.lower() == ".csv" else output / "submission.csv"
-    results = (
-        output.with_suffix(".json")
-        if output.suffix.lower() == ".csv"
-        else output / "detections.json"
-    )
+    results = csv.with_suffix(".json") if csv == output else output / "detections.json"
     names = pictures.ids, table, run.class_ids
     write_atomically(csv, submission.to_csv(*names))
     write_atomically(results, coco.to_json(*names, image_ids, run.class_names))
