@@ -122,6 +122,7 @@ def checked_config() -> ConfigDict:
 def open_data(config: ConfigDict):
     """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
     from jaxdet.data.dataset import open_dataset
+    from tfds_vinbig.drawn import tell_older_dataset
 
     data_dir = machine.with_home(machine.datasets_folder(config.data.dir), "config.data.dir")
     folder = data_dir / config.data.name
@@ -134,7 +135,9 @@ def open_data(config: ConfigDict):
             drawn_phantom(data_dir / "phantom")
         with stage("building"):
             build("phantom", data_dir)
-    return open_dataset(config.data.name, config.data.dir)
+    dataset = open_dataset(config.data.name, config.data.dir)
+    tell_older_dataset(Path(dataset.data_dir), dataset.info.metadata)
+    return dataset
 
 
 def train() -> None:
