@@ -80,12 +80,13 @@ def score() -> None:
     from tfds_vinbig import results
 
     annotations, submission = path("annotations", True), path("submission", True)
+    method = FLAGS.ground_truth or "raw"
+    fusion.parse_readers(method)
     against, report = path("against"), path("report")
     truth, ids, detections, other = results.read_scored(annotations, submission, against)
     for note in truth.notes:
         print(f"note: {note}", file=sys.stderr)
     columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
-    method = FLAGS.ground_truth or "raw"
     case = scores.of_files(*columns, ids, detections, method, truth.crowds, truth.exhaustive)
     result = case.summarize(bootstrap_samples=FLAGS.bootstrap)
     if other:
@@ -345,7 +346,7 @@ def fuse() -> None:
     from tfds_vinbig import coco_fused
 
     output, method = path("output", True), FLAGS.fusion
-    fusion.parse(method)
+    fusion.parse_readers(method)
     rows, images = coco_fused.read(path("annotations", True), path("meta"))
     for note in rows.notes:
         print(f"note: {note}", file=sys.stderr)
