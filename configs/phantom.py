@@ -13,7 +13,6 @@ def get_config() -> ConfigDict:
     config = retina.get_config()
     config.data.name = "tfds_vinbig/phantom"
     config.data.image_size = 128
-    config.data.fusion_every = 350  # a quarter of the run
     config.data.normal_share = 0.1  # half of the phantom's images are normal, and soon known
     config.augment.flip = 0.0  # a mirrored chest is a second anatomy to learn
     config.model.backbone.depth = 18

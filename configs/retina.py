@@ -63,8 +63,8 @@ def get_fields(size: str = "256") -> Fields:
             check=fusion.parse,
         ),
         "data.fusion_every": Field(
-            1000, "of bdc: steps after which labels are made again, with what the detector finds",
-            above=0, most=INT32, before=1000,
+            500, "of bdc: steps after which labels are made again, with what the detector finds",
+            above=0, most=INT32, before=500,
         ),
         "data.normal_share": Field(
             0.25, "of the images drawn; None: as in the data", least=0, most=1, nullable=True
