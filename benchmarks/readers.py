@@ -225,7 +225,9 @@ def study(lines: list[dict]) -> str:
     def differences(method):
         pairs = [(run[TEST]["mAP14"], base[seed][TEST]["mAP14"])
                  for seed, run in runs[method].items() if seed in base]  # fmt: skip
-        return cell([a - b for a, b in pairs], "+.3f") if pairs else "-"
+        each = [a - b for a, b in pairs]
+        by_seed = ", ".join(f"{x:+.3f}" for x in each)
+        return f"{cell(each, '+.3f')} ({by_seed})" if each else "-"
 
     by_truth = [TEST, VALIDATION, *FUSED]
     rows, classes, means = {}, {}, {}

@@ -24,6 +24,26 @@ BDC = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """All runs here are of one config, and compiling is most of their time."""
+
+    def once(make):
+        made = []
+
+        def get(*arguments):
+            if not made:
+                made.append(make(*arguments))
+            return made[0]
+
+        return get
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("compile_training", "Detector"):
+            patch.setattr(loop, name, once(getattr(loop, name)))
+        yield
+
+
 @pytest.fixture(scope="module")
 def run(kaggle_folder, tmp_path_factory):
     """Flags of a run on the shapes, of which every reader overlooks a third."""
