@@ -1,4 +1,4 @@
-"""What can be made of several readers' boxes: labels fused by each method, without any detector.
+"""What can be made of several readers' boxes: labels fused by each method, and what is learned.
 
     pip download --no-deps torchxrayvision && unzip torchxrayvision-*.whl
     python benchmarks/readers.py --task=labels --phantom=$HOME/tensorflow_datasets/phantom \
@@ -12,25 +12,53 @@ its readers are scored against the findings that were drawn (truth.csv beside it
 AP is the mean over the classes at IoU 0.4, ranked by the score that the method gives; precision and
 recall are of all boxes that it leaves; IoU is the mean of its true positives. A score that says how
 probable a finding is has precision as its mean.
+
+    python benchmarks/readers.py --task=train --phantom=$HOME/tensorflow_datasets/phantom \
+        --results=runs/readers.jsonl
+
+trains `configs/phantom.py` once for each method and seed, on the dataset that was built beside the
+phantom's folder, and adds a line to --results after each run, see study.py; a run that was stopped
+goes on too. Detections in the test split are scored against what was drawn, those in the
+validation split against that and against what its readers say, fused. Calibration is the expected
+error of the scores of findings (`curves.calibration`). Prints Markdown: means and standard
+deviations over the seeds, the differences from `wbf@0.4` with the same seed, and by class.
 """
 
 import argparse
+import shutil
+import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
+
+from benchmarks.study import mean_and_spread, run_all
+from configs import phantom as phantom_config
+from configs import retina
+from jaxdet.data import splits
+from jaxdet.data.dataset import open_dataset, read_split
+from jaxdet.evaluation import curves, scores
+from jaxdet.inference.predict import predict, split_pictures
 from jaxdet.ops import metrics
 from jaxdet.ops.boxes import BoxTable, iou
 from jaxdet.ops.clusters import Findings
 from jaxdet.ops.fusion import fuse_rows
+from jaxdet.runs import parallel
+from jaxdet.training.loop import train
 from tfds_vinbig.kaggle import CLASS_NAMES
 
 METHODS = (
     "raw", "nms@0.4", "wbf@0.4", "votes@0.4", "agree@0.4:2", "earl@0.4", "skill@0.4",
     "skill@0.4:0.5",
 )  # fmt: skip
+LEARNED = (*METHODS, "bdc@0.4")
+BASE = "wbf@0.4"
+TEST, VALIDATION = "test, truth", "validation, truth"
+FUSED = {f"validation, {method}": method for method in ("wbf@0.4", "agree@0.4:2")}
 BOX = ["x_min", "y_min", "x_max", "y_max"]
 THRESHOLD = 0.4
 NORMAL = len(CLASS_NAMES)
@@ -137,12 +165,125 @@ def phantom(folder: Path) -> str:
     return table_of({m: score(fused(m, rows, num_readers).table, right) for m in METHODS})
 
 
+def drawn(truth: pd.DataFrame, ids: list[str]) -> BoxTable:
+    """What was drawn on images, "No finding" among it, as ground truth."""
+    number = {name: i for i, name in enumerate(ids)}
+    rows = truth[truth.image_id.isin(number)]
+    columns = rows.image_id.map(number), rows.class_id, rows.rad_id, rows[BOX].astype(float)
+    return scores.ground_truth("raw", *(column.to_numpy() for column in columns), NORMAL)
+
+
+def summary(case: scores.Case) -> dict:
+    """mAP14 at IoU 0.4, AP by class, and the calibration of findings."""
+    result, matched = case.summarize(), case.matched()
+    found = matched.detections.labels < NORMAL
+    held = matched.is_true()[found]
+    error = curves.calibration(matched.detections.scores[found], held).error
+    return {"mAP14": result["mAP14@0.4"], "AP": result["AP"], "calibration": error}
+
+
+def learn(folder: Path, method: str, seed: int, steps: int, workdir: Path) -> dict[str, dict]:
+    """Train with labels by a method; what the detector scores against each ground truth."""
+    config = phantom_config.get_config()
+    config.seed, config.data.dir, config.data.fusion = seed, str(folder.parent), method
+    if steps != config.train.steps:  # to try it out
+        config.train.warmup_steps = steps // 10
+        config.data.fusion_every = max(steps // 4, 1)
+    config.train.steps = config.train.evaluate_every = steps
+    builder = open_dataset(config.data.name, config.data.dir)
+    dataset = read_split(builder, "train")
+    sets = splits.train_and_eval(config.data, builder, dataset)
+    loaded, evaluator = train(config, retina.get_fields(), dataset, *sets, workdir)
+
+    truth, case = pd.read_csv(folder / "truth.csv"), evaluator.case()
+    cases = {VALIDATION: case._replace(truth=drawn(truth, case.ids))}
+    rows = evaluator.dataset.annotations
+    columns = rows.image, rows.labels, rows.readers, rows.boxes, NORMAL
+    for name, fusion in FUSED.items():
+        cases[name] = case._replace(truth=scores.ground_truth(fusion, *columns), method=fusion)
+    size, batch_size = config.data.image_size, config.evaluation.batch_size
+    pictures = split_pictures(read_split(builder, "test"), size, batch_size)
+    table, names = predict(loaded, pictures, NORMAL), dataset.class_names
+    cases[TEST] = scores.Case(pictures.ids, names, drawn(truth, pictures.ids), "raw", table)
+    shutil.rmtree(workdir)
+    jax.clear_caches()  # compiled programs of many runs take gigabytes
+    return {"scores": {name: summary(case) for name, case in cases.items()}}
+
+
+def study(lines: list[dict]) -> str:
+    """The tables of all runs."""
+    runs = {}
+    for line in lines:
+        runs.setdefault(line["variant"], {})[line["seed"]] = line["scores"]
+    runs = {method: runs[method] for method in LEARNED if method in runs}
+    base = runs.get(BASE, {})
+
+    def cell(values, form):
+        ((mean, spread),) = mean_and_spread([[value] for value in values])
+        return f"{mean:{form}} ± {spread:.3f}"
+
+    def differences(method):
+        pairs = [(run[TEST]["mAP14"], base[seed][TEST]["mAP14"])
+                 for seed, run in runs[method].items() if seed in base]  # fmt: skip
+        each = [a - b for a, b in pairs]
+        by_seed = ", ".join(f"{x:+.3f}" for x in each)
+        return f"{cell(each, '+.3f')} ({by_seed})" if each else "-"
+
+    by_truth = [TEST, VALIDATION, *FUSED]
+    rows, classes, means = {}, {}, {}
+    for method, of_seed in runs.items():
+        all_runs = list(of_seed.values())
+        mAP = {name: [run[name]["mAP14"] for run in all_runs] for name in by_truth}
+        means[method] = {name: np.mean(values) for name, values in mAP.items()}
+        cells = {f"mAP14, {name}": cell(values, ".3f") for name, values in mAP.items()}
+        rows[method] = {
+            "runs": len(all_runs),
+            f"mAP14, {TEST}": cells.pop(f"mAP14, {TEST}"),
+            f"beside {BASE}": differences(method),
+            "AP of No finding": cell([run[TEST]["AP"]["No finding"] for run in all_runs], ".3f"),
+            "calibration error": cell([run[TEST]["calibration"] for run in all_runs], ".3f"),
+            **cells,
+        }
+        ap = pd.DataFrame([run[TEST]["AP"] for run in all_runs], dtype=float).mean()
+        classes[method] = ap.map("{:.3f}".format)
+    order = pd.DataFrame(means).T.rank().corr()[TEST].drop(TEST)
+    ranks = ", ".join(f"{name} {value:.2f}" for name, value in order.items())
+    seconds = ", ".join(
+        f"{method} {np.mean([x['seconds'] for x in lines if x['variant'] == method]):.0f}"
+        for method in runs
+    )
+    return (
+        f"{markdown(pd.DataFrame(rows).T)}\nRank correlation of the methods' means with those of "
+        f"{TEST}: {ranks}\n\nAP at IoU 0.4, {TEST}\n\n{markdown(pd.DataFrame(classes))}\n"
+        f"Seconds of a run: {seconds}\n"
+    )
+
+
+def train_all(flags: argparse.Namespace) -> str:
+    parallel.start(False)
+    folder = flags.phantom.expanduser().absolute()
+
+    def run(method, seed):
+        name = f"{method}-{seed}-{flags.steps}".replace(":", "-")
+        return learn(folder, method, seed, flags.steps, flags.results.with_suffix(".runs") / name)
+
+    rest = LEARNED, flags.seeds, flags.steps, flags.only
+    return study(run_all(flags.results, *rest, run))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--task", choices=["labels"], default="labels")
+    parser.add_argument("--task", choices=["labels", "train"], default="labels")
     parser.add_argument("--labels", type=Path, help="the real label file")
     parser.add_argument("--phantom", type=Path, help="the drawn folder, with truth.csv")
+    parser.add_argument("--results", type=Path, default=Path("runs/readers.jsonl"))
+    parser.add_argument("--steps", type=int, default=phantom_config.get_config().train.steps)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=LEARNED, default=(), help="methods to train")
     flags = parser.parse_args()
+    if flags.task == "train":
+        print(train_all(flags))
+        sys.exit()
     if flags.labels:
         rows = read_rows(flags.labels)
         print(f"What skill@0.4 infers\n\n{skills(rows)}")

@@ -3,18 +3,14 @@
     python benchmarks/recipe.py --results=runs/recipe.jsonl
 
 Trains `configs/phantom.py`, made shorter, with several seeds, and adds a line to --results after
-each run; called again, it goes on where it was stopped (after a change of code or config, name
-another file). 36 runs of 300 steps take about 70 minutes on two idle cores.
+each run, see study.py. 36 runs of 300 steps take about 70 minutes on two idle cores.
 
 Then prints a Markdown table of the scores on the evaluation split, mean and standard deviation over
 the seeds: mAP14@0.4, its difference from the first row's with the same seed, mAP@0.4, and the AP of
 "No finding". The last parameters instead of their average need no training of their own.
 """
 
-import json
 import sys
-import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -24,6 +20,7 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs
 
+from benchmarks.study import mean_and_spread, run_all
 from jaxdet.data import splits
 from jaxdet.data.batches import make_targets, read_ahead, training_batches
 from jaxdet.data.dataset import open_dataset, read_split
@@ -137,11 +134,6 @@ def print_table(lines: list[dict]) -> None:
             print(f"| {variant}{row} | {' | '.join(cells)} |")
 
 
-def mean_and_spread(values: Iterable) -> list[tuple[float, float]]:
-    values = np.array(list(values))
-    return list(zip(values.mean(axis=0), values.std(axis=0, ddof=1), strict=True))
-
-
 def main(_):
     jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxdet").expanduser()))
     config = CONFIG.value
@@ -149,38 +141,23 @@ def main(_):
     config.train.update(
         {"steps": STEPS.value, "warmup_steps": STEPS.value // 10, "ema_decay": 0.99}
     )
-    path = Path(RESULTS.value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in path.open()] if path.exists() else []
-    done = {(line["variant"], line["seed"], line["steps"]) for line in lines}
     builder = open_dataset(config.data.name, config.data.dir)
     dataset = read_split(builder, "train")
     train_set, eval_set = splits.train_and_eval(config.data, builder, dataset)
-    for seed in range(SEEDS.value):
-        for variant, changes in VARIANTS.items():
-            if (variant, seed, STEPS.value) in done or variant not in (ONLY.value or VARIANTS):
-                continue
-            run_config = config.copy_and_resolve_references()
-            run_config.seed = seed
-            run_config.update_from_flattened_dict(changes)
-            start = time.perf_counter()
-            steps = STEPS.value // 2 if variant == HALF_WAY else STEPS.value
-            scores = run(run_config, train_set, eval_set, steps)
-            line = {
-                "variant": variant,
-                "seed": seed,
-                "steps": STEPS.value,
-                "seconds": round(time.perf_counter() - start),
-                "scores": {
-                    row: [s["mAP14@0.4"], s["mAP@0.4"], s["AP"]["No finding"]]
-                    for row, s in scores.items()
-                },
-            }
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            lines.append(line)
-            print(json.dumps(line), flush=True)
-    print_table([line for line in lines if line["steps"] == STEPS.value])
+
+    def run_variant(variant, seed):
+        run_config = config.copy_and_resolve_references()
+        run_config.seed = seed
+        run_config.update_from_flattened_dict(VARIANTS[variant])
+        steps = STEPS.value // 2 if variant == HALF_WAY else STEPS.value
+        scores = run(run_config, train_set, eval_set, steps)
+        rows = {
+            row: [s["mAP14@0.4"], s["mAP@0.4"], s["AP"]["No finding"]] for row, s in scores.items()
+        }
+        return {"scores": rows}
+
+    path, chosen = Path(RESULTS.value), ONLY.value
+    print_table(run_all(path, VARIANTS, SEEDS.value, STEPS.value, chosen, run_variant))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,10 @@ def get_fields(size: str = "256") -> Fields:
             "docs/readers.md",
             check=fusion.parse,
         ),
+        "data.fusion_every": Field(
+            500, "of bdc: steps after which labels are made again, with what the detector finds",
+            above=0, most=INT32, before=500,
+        ),
         "data.normal_share": Field(
             0.25, "of the images drawn; None: as in the data", least=0, most=1, nullable=True
         ),
@@ -253,7 +257,7 @@ def get_fields(size: str = "256") -> Fields:
         ),
         #
         "evaluation.ground_truth": Field(
-            "wbf@0.4", 'or "raw", or another of ops.fusion', check=fusion.parse, **free
+            "wbf@0.4", 'or "raw", or another of ops.fusion', check=fusion.parse_readers, **free
         ),
         "evaluation.metrics": Field(
             tuple(METRICS), "computed in each evaluation; average_precision always",

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from jaxdet import InputError
 from jaxdet.data import images as pictures
 from tfds_vinbig import kaggle, scratch
-from tfds_vinbig.drawn import drawn_phantom
+from tfds_vinbig.drawn import drawing_of, drawn_phantom, tell_older_dataset
 from tfds_vinbig.encoding import Shard, write_shards
 from tfds_vinbig.records import Allowed, Folder, Record, Row
 from tfds_vinbig.sets import read_sets
@@ -134,6 +134,8 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         # By which number files name each class and, last, "No finding".
         self.info.metadata["class_ids"] = list(self._found.class_ids)
         self.info.metadata["source"] = self._source
+        if self.builder_config.name == "phantom":
+            self.info.metadata["drawing"] = drawing_of(Path(self._source["manual_dir"]))
         written = [
             self._write(name, records[: options.max_examples_per_split], options.num_shards)
             for name, records in splits.items()
@@ -351,9 +353,7 @@ def build(
         raise InputError(
             f"--data_dir={data_dir}: cannot write there ({error.strerror or error})"
         ) from error
-    except (
-        RuntimeError
-    ) as error:  # ArrayRecord's OSError: "... write() failed: REASON; writing ..."
+    except RuntimeError as error:  # ArrayRecord's: "... write() failed: REASON; writing ..."
         _, failed, reason = str(error).partition("() failed: ")
         if not failed:
             raise
@@ -375,6 +375,7 @@ def _check_built(target: Path, source: dict[str, str], size: int | None) -> None
         raise InputError(
             f"--size={size}: already built with pictures of {stored} pixels: {way_out}"
         )
+    tell_older_dataset(target, info.metadata)
     recorded = info.metadata.get("source", {})
     if source and source != recorded:
         before, now = (

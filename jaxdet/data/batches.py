@@ -13,15 +13,19 @@ from jaxdet import InputError
 from jaxdet.data.dataset import Dataset
 from jaxdet.data.machine import cores, free_memory, in_words
 from jaxdet.ops import fusion
-from jaxdet.ops.boxes import Targets
+from jaxdet.ops.boxes import BoxTable, Targets
 from jaxdet.ops.clusters import Findings
 
 
-def fuse_readers(dataset: Dataset, method: str) -> Findings:
-    """What the readers of a dataset found, by a method of `fusion.FUSIONS`."""
+def fuse_readers(dataset: Dataset, method: str, detections: BoxTable | None = None) -> Findings:
+    """What the readers of a dataset found, by a method of `fusion.FUSIONS`.
+
+    Args:
+        detections: see `fusion.find`; boxes in pixels of the originals.
+    """
     rows = dataset.annotations
     columns = rows.image, rows.labels, rows.readers, rows.boxes
-    return fusion.fuse_rows(method, *columns, dataset.num_classes, num_readers=None)
+    return fusion.fuse_rows(method, *columns, dataset.num_classes, None, detections)
 
 
 def make_targets(dataset: Dataset, method: str, image_size: int) -> Targets:
@@ -109,8 +113,17 @@ def decode_all(
     return images
 
 
+def training_images(config: ConfigDict, dataset: Dataset) -> Images:
+    """The images that are trained on; `data.cache` keeps them in memory where they fit."""
+    return Images(dataset, config.data.image_size, "train", keep=config.data.cache)
+
+
 def training_batches(
-    config: ConfigDict, dataset: Dataset, targets: Targets, rows: slice
+    config: ConfigDict,
+    dataset: Dataset,
+    targets: Targets,
+    rows: slice,
+    images: Images | None = None,
 ) -> grain.MapDataset:
     """An endless sequence: `batches[step]` is the batch of that step, the same on every call.
 
@@ -118,14 +131,13 @@ def training_batches(
     that share of the images drawn has no finding (each kind in epochs of its own), if the data has
     both kinds; None leaves the share as it is in the data. With `data.balance_classes`, the images
     with findings come from each class in turn: an image of several is in the epochs of each. `rows`
-    are those of the global batch that this process loads. `data.cache` keeps the decoded images in
-    memory where they fit.
+    are those of the global batch that this process loads, and `images` those of the dataset, which
+    are decoded here if left out.
 
     Raises:
         InputError: if the share is all of a kind that the data lacks.
     """
-    image_size = config.data.image_size
-    images = Images(dataset, image_size, "train", keep=config.data.cache)
+    images = training_images(config, dataset) if images is None else images
     normal_share, balance_classes = config.data.normal_share, config.data.balance_classes
     normal = ~targets.mask.any(axis=1)
     kinds, weights = [np.arange(len(dataset))], [1.0]

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxdet import InputError
+from jaxdet import InputError, doors
+from jaxdet.ops.bdc import bdc
 from jaxdet.ops.boxes import BoxTable
 from jaxdet.ops.clusters import Findings, Readings, cluster
 from jaxdet.ops.skill import skill
@@ -75,7 +76,8 @@ def earl(readings: Readings, iou_threshold: float) -> Findings:
 
 
 # What `data.fusion` and `evaluation.ground_truth` may say: functions of Readings, and of what
-# stands after the "@".
+# stands after the "@". One that takes `detections` is for `data.fusion` alone: it is given those of
+# the detector that is trained, None before there are any.
 FUSIONS = {
     "raw": raw,
     "nms": nms,
@@ -83,6 +85,7 @@ FUSIONS = {
     "votes": votes,
     "earl": earl,
     "skill": skill,
+    "bdc": bdc,
     "agree": agree,
 }
 
@@ -112,8 +115,8 @@ class Method(NamedTuple):
 
 def _arguments(name: str) -> dict[str, inspect.Parameter]:
     """The arguments of a method that stand after its "@"."""
-    found = inspect.signature(FUSIONS[name]).parameters
-    return dict(list(found.items())[1:])
+    _, *found = inspect.signature(FUSIONS[name]).parameters.items()
+    return {key: argument for key, argument in found if key != "detections"}
 
 
 def parse(method: str) -> Method:
@@ -149,6 +152,24 @@ def describe(name: str) -> str:
     return form
 
 
+def asks_detector(method: str) -> bool:
+    """Whether a method wants to know what the detector that is trained finds."""
+    return doors.takes(FUSIONS[parse(method).name], "detections")
+
+
+def parse_readers(method: str) -> Method:
+    """As `parse`, but only methods for which readers' boxes are enough.
+
+    Raises:
+        InputError: as `parse`, and for another method.
+    """
+    if asks_detector(method):
+        raise InputError(
+            f"fusion {method!r}: made with a detector in training: for data.fusion alone"
+        )
+    return parse(method)
+
+
 def parse_detections(method: str) -> Method:
     """As `parse`, but only methods for boxes with scores: "wbf@IOU" and "nms@IOU".
 
@@ -161,8 +182,12 @@ def parse_detections(method: str) -> Method:
     return parsed
 
 
-def find(method: str, readings: Readings) -> Findings:
+def find(method: str, readings: Readings, detections: BoxTable | None = None) -> Findings:
     """The findings of readings by a method of `FUSIONS`, by image, label and descending score.
+
+    Args:
+        detections: of the detector that is trained, in the same images and units, for a method that
+            asks for them.
 
     Raises:
         InputError: see `parse`.
@@ -173,6 +198,8 @@ def find(method: str, readings: Readings) -> Findings:
     if not (readings.scores * shares > 0).all():
         raise ValueError("fuse: a score or a share is not above 0")
     boxes, scores = readings.boxes.astype(np.float64), readings.scores.astype(np.float64)
+    if detections is not None:
+        options = {**options, "detections": detections}
     findings = FUSIONS[name](readings._replace(boxes=boxes, scores=scores), **options)
     table = findings.table
     return findings.take(np.lexsort((-table.scores, table.labels, table.image)))
@@ -209,12 +236,14 @@ def fuse_rows(
     boxes: Float[np.ndarray, "rows 4"],
     num_classes: int,
     num_readers: int | None = 3,
+    detections: BoxTable | None = None,
 ) -> Findings:
     """The findings of readers' rows, of which those with label `num_classes` say that a reader saw
     nothing.
 
     Args:
         num_readers: of an image; None: as many as one has at most.
+        detections: see `find`.
     """
     found = labels != num_classes
     if num_readers is None:
@@ -222,4 +251,4 @@ def fuse_rows(
         pairs = np.unique(np.stack([image, names]), axis=1)
         num_readers = int(np.bincount(pairs[0]).max(initial=1))
     columns = image[found], labels[found], readers[found], boxes[found], np.ones(found.sum())
-    return find(method, Readings(*columns, num_readers, looked=(image, readers)))
+    return find(method, Readings(*columns, num_readers, looked=(image, readers)), detections)

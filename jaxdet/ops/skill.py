@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxdet import InputError
 from jaxdet.ops.boxes import iou
-from jaxdet.ops.clusters import Findings, Readings, cluster
+from jaxdet.ops.clusters import Clusters, Findings, Readings, cluster
 
 # What is known of a reader and class beforehand counts as little as
 SEEN = 1.0  # findings that were drawn, and as many that were overlooked,
@@ -156,13 +156,11 @@ def infer(
     return probability, rates
 
 
-def count_places(
-    readings: Readings, iou_threshold: float, num_classes: int
-) -> Float[np.ndarray, "classes"]:
+def count_places(readings: Readings, iou_threshold: float) -> Float[np.ndarray, "classes"]:
     """In how many places of a film boxes of each class are: as boxes of different films overlap by
     more than a threshold in one of so many pairs."""
-    places = np.ones(num_classes)
-    for label in range(num_classes):
+    places = np.ones(int(readings.labels.max(initial=0)) + 1)
+    for label in range(len(places)):
         mine = np.flatnonzero(readings.labels == label)
         if len(mine) > SAMPLED:
             mine = mine[np.linspace(0, len(mine) - 1, SAMPLED).astype(int)]
@@ -219,27 +217,60 @@ def weigh_corners(
     return mean(boxes, member, 1 / variance[reader], len(count)), np.sqrt(variance)
 
 
-def skill(readings: Readings, iou_threshold: float, min_posterior: float = 0.0) -> Findings:
-    """Findings as probable as the skills of who drew them, and of who did not, make them.
+class Opinions(NamedTuple):
+    """What may be findings (clusters of boxes), and what everybody who looked says of them."""
 
-    Score and soft target are the posterior; findings below `min_posterior` are left out. The
-    clusters are those of `votes`, for readers in the order of their names, so that no order of the
-    rows matters.
+    names: np.ndarray  # of readers
+    looked: tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]  # image and reader, each pair once
+    image: Int[np.ndarray, "clusters"]
+    labels: Int[np.ndarray, "clusters"]
+    # A row for each cluster and reader who drew it.
+    cluster: Int[np.ndarray, "pairs"]
+    reader: Int[np.ndarray, "pairs"]
+    boxes: Float[np.ndarray, "pairs 4"]  # the mean of the reader's in the cluster
 
-    Raises:
-        InputError: if no image was read by two readers: nothing can be inferred then.
-    """
+
+def gather(readings: Readings, iou_threshold: float) -> tuple[Clusters, Opinions]:
+    """The clusters of `votes`, for readers in the order of their names, so that no order of the
+    rows matters; and who drew them."""
     looked = (readings.image, readings.readers) if readings.looked is None else readings.looked
     names, who_looked = np.unique(looked[1].astype(str), return_inverse=True)
     number = np.searchsorted(names, readings.readers.astype(str))
     order = np.lexsort((*readings.boxes.T, number, readings.labels, readings.image))
     clusters = cluster(readings._replace(readers=number).take(order), iou_threshold)
-    rows, member = clusters.rows, clusters.member
-    image, labels = rows.image[clusters.first], rows.labels[clusters.first]
-    num_classes = int(labels.max(initial=0)) + 1
+    rows, first = clusters.rows, clusters.first
+    drawn = clusters.member, rows.readers, rows.boxes
+    looked = tuple(np.unique(np.stack([looked[0], who_looked]), axis=1))  # each once
+    opinions = Opinions(names, looked, rows.image[first], rows.labels[first], *drawn)
+    return clusters, each_once(opinions)
+
+
+def each_once(opinions: Opinions) -> Opinions:
+    """Each reader once a cluster, with the mean of the reader's boxes in it."""
+    both = opinions.cluster * len(opinions.names) + opinions.reader
+    pairs, inverse = np.unique(both, return_inverse=True)
+    total = np.stack([np.bincount(inverse, x) for x in opinions.boxes.T], axis=1)
+    boxes = total / np.bincount(inverse)[:, None]
+    readers = len(opinions.names)
+    return opinions._replace(cluster=pairs // readers, reader=pairs % readers, boxes=boxes)
+
+
+def judge(
+    opinions: Opinions, places: Float[np.ndarray, "classes"]
+) -> tuple[Float[np.ndarray, "clusters"], Float[np.ndarray, "clusters 4"], Skills]:
+    """How probable each cluster is as a finding, its box, and the readers' skills.
+
+    Args:
+        places: of a film, see `count_places`.
+
+    Raises:
+        InputError: if no image was read by two readers: nothing can be inferred then.
+    """
+    names, image, labels = opinions.names, opinions.image, opinions.labels
+    of_cluster, of_reader, num_classes = opinions.cluster, opinions.reader, len(places)
 
     # Who looked at each film, in the order of their names.
-    code = np.unique(looked[0].astype(np.int64) * len(names) + who_looked)
+    code = np.unique(opinions.looked[0] * len(names) + opinions.looked[1])
     film, reader = code // len(names), code % len(names)
     films_read = np.bincount(reader, minlength=len(names))
     some = np.isin(film, image)
@@ -254,19 +285,11 @@ def skill(readings: Readings, iou_threshold: float, min_posterior: float = 0.0) 
     readers_of, team, films = np.unique(who[seen], axis=0, return_inverse=True, return_counts=True)
     team_of = np.zeros(len(who), np.int64)
     team_of[seen] = team.ravel()
-
-    # Each reader once a cluster, with the mean of the reader's boxes in it.
-    both = member * len(names) + rows.readers
-    pairs, inverse = np.unique(both, return_inverse=True)
-    of_cluster, of_reader = pairs // len(names), pairs % len(names)
-    boxes = np.stack([np.bincount(inverse, x) for x in rows.boxes.T], axis=1)
-    boxes /= np.bincount(inverse)[:, None]
     drew = np.zeros((len(image), who.shape[1]), bool)
     at = np.searchsorted(code, image[of_cluster] * len(names) + of_reader)
     drew[of_cluster, column[at]] = True
 
     # Clusters that are alike, and places where nobody drew.
-    places = count_places(rows, iou_threshold, num_classes)
     keys = np.column_stack([labels, team_of[image], drew])
     alike, case, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     taken = np.zeros((len(films), num_classes))
@@ -287,7 +310,8 @@ def skill(readings: Readings, iou_threshold: float, min_posterior: float = 0.0) 
     of_case, rates = infer(cases, len(names), places)
     probability = of_case[case.ravel()]
 
-    corners, error = weigh_corners(boxes, of_cluster, of_reader, probability, len(names))
+    drawn_by = opinions.boxes, of_cluster, of_reader
+    corners, error = weigh_corners(*drawn_by, probability, len(names))
     drawn, true = np.zeros((2, len(names), num_classes))
     np.add.at(drawn, (of_reader, labels[of_cluster]), 1)
     np.add.at(true, (of_reader, labels[of_cluster]), probability[of_cluster])
@@ -295,5 +319,20 @@ def skill(readings: Readings, iou_threshold: float, min_posterior: float = 0.0) 
         names, films_read, drawn.astype(int), rates.recall,
         rates.false * places, true / np.maximum(drawn, 1), error,
     )  # fmt: skip
+    return probability, corners, skills
+
+
+def skill(readings: Readings, iou_threshold: float, min_posterior: float = 0.0) -> Findings:
+    """Findings as probable as the skills of who drew them, and of who did not, make them.
+
+    Score and soft target are the posterior; findings below `min_posterior` are left out. No order
+    of the rows matters.
+
+    Raises:
+        InputError: see `judge`.
+    """
+    clusters, opinions = gather(readings, iou_threshold)
+    places = count_places(clusters.rows, iou_threshold)
+    probability, corners, skills = judge(opinions, places)
     findings = Findings(clusters.table(probability, corners), probability, skills=skills)
     return findings.take(np.flatnonzero(probability >= min_posterior))

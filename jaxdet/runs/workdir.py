@@ -1,6 +1,7 @@
 """What a run keeps in its workdir, besides checkpoints: config.json, metrics.jsonl, whole files.
 
-readers.csv is there where `data.fusion` infers what its readers can, see `ops.skill`.
+readers.csv is there where `data.fusion` infers what its readers can, see `ops.skill`; labels/ where
+it asks the detector, see `training.relabel`.
 
 All of it is written by process 0 alone, whole or not at all.
 """
@@ -11,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxdet import InputError
+from jaxdet.ops.skill import Skills
 
 READERS = "readers.csv"
 
@@ -125,6 +127,12 @@ def _parse_metrics(line: str, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{where}: not what a run has logged: remove that line") from error
     return values
+
+
+def write_skills(workdir: Path, skills: Skills | None, class_names: Sequence[str]) -> None:
+    """Write `readers.csv`, where something was inferred."""
+    if skills is not None:
+        write_atomically(workdir / READERS, skills.to_csv(class_names))
 
 
 def read_readers(workdir: Path) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxdet import InputError
-from jaxdet.data.batches import fuse_readers, pad, read_ahead, training_batches
+from jaxdet.data.batches import fuse_readers, pad, read_ahead, training_batches, training_images
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation.evaluate import Evaluator
 from jaxdet.evaluation.metrics import check_best_by
@@ -21,7 +21,7 @@ from jaxdet.runs import checkpoint, parallel, signals, workdir
 from jaxdet.runs.fields import Fields
 from jaxdet.runs.identity import check_run, new_run
 from jaxdet.runs.timers import stage
-from jaxdet.training import replay
+from jaxdet.training import relabel, replay
 from jaxdet.training.plan import plan_detector
 from jaxdet.training.start import Start, open_start
 from jaxdet.training.train_step import TrainState, compile_training
@@ -105,9 +105,8 @@ def train(
         for step in [step for step in scores_by_step if step > first]:
             del scores_by_step[step]
         workdir.write_config(folder, config, run)
-        if findings.skills:
-            table = findings.skills.to_csv(dataset.class_names)
-            workdir.write_atomically(folder / workdir.READERS, table)
+        if relabel.made_at(config, first) == 0:
+            workdir.write_skills(folder, findings.skills, dataset.class_names)
         log = workdir.open_log(folder, first)
         with stage("decoding"):
             evaluator = Evaluator(detector, eval_set)
@@ -124,12 +123,23 @@ def train(
                 scores_by_step[step] = scores[best_by]
             progress.write(f"step {step}: {best_by} {scores_by_step.get(step, math.nan):.3f}")
 
+        def relabelled(step):
+            sources = detector, state.weights(), train_set, images
+            with stage("relabelling"):
+                return relabel.relabel(*sources, folder, step, between=stop_if_asked)
+
         # The loop. In it a signal waits for the end of a step, and for its checkpoint.
         agree, watchdog = parallel.make_agree(mesh), parallel.Watchdog()
         if first < config.train.steps:
             with stage("decoding"):
                 rows = parallel.local_rows(batch_size)
-                batches = training_batches(config, train_set, targets, rows)
+                images = training_images(config, train_set)
+            if relabel.relabels(config, first):  # it may have been stopped before
+                targets = relabelled(first)
+            elif made_at := relabel.made_at(config, first):
+                targets = relabel.read(folder, made_at, len(train_set))
+            with stage("decoding"):
+                batches = training_batches(config, train_set, targets, rows, images)
                 batch = parallel.shard_batch(batches[first], mesh)
             with stage("compiling"):
                 step_fn = step_fn.lower(state, batch).compile()
@@ -149,6 +159,7 @@ def train(
                 state, metrics = step_fn(state, parallel.shard_batch(next(stream), mesh))
                 progress.update()
                 saves = evaluates(config, step) or step % config.train.checkpoint_every == 0
+                saves |= relabel.relabels(config, step)
 
                 if step % config.train.log_every == 0 or saves:
                     checkpoint.check(manager)
@@ -179,6 +190,11 @@ def train(
                     raise signals.Stopped(number, step)
                 if evaluates(config, step):
                     evaluate(step)
+                if relabel.relabels(config, step):
+                    targets = relabelled(step)
+                    batches = training_batches(config, train_set, targets, rows, images)
+                    stream = read_ahead(batches, step, config.data.num_workers)
+                if evaluates(config, step) or relabel.relabels(config, step):
                     since, since_step = time.perf_counter(), step
             checkpoint.wait(manager)
     with stage("evaluating"):

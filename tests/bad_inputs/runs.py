@@ -109,6 +109,7 @@ CASES = {
         "a field that there is not": override("train.learnig_rate", 1.0),
         "a fusion at NaN": ground_truth("wbf@nan"),
         "a fusion at no number": ground_truth("wbf@0.4@0.5"),
+        "bdc as the truth": override("evaluation.ground_truth", "bdc@0.4"),
         "patients: an image is missing": patients("image_id,patient\na,1\n"),
         "patients: an image of two": patients("image_id,patient\na,1\na,2\nb,1\n"),
         "patients: no such column": patients("image_id,person\na,1\nb,2\n"),

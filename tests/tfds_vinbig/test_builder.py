@@ -254,6 +254,15 @@ def test_the_phantom_is_drawn_where_it_is_missing(tmp_path, phantom, given_folde
     assert files(other) == files(path) and len(phantom) == 1
 
 
+def test_a_dataset_of_an_older_drawing_is_said_to_be_one(tmp_path, phantom, capsys):
+    path = builder.build("phantom", tmp_path)
+    (tmp_path / "phantom/drawing.txt").write_text("2")  # too late for what is built
+    capsys.readouterr()
+    builder.build("phantom", tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line and "drawing 1" in line
+
+
 def test_a_phantom_that_is_not_whole_is_never_at_its_place(tmp_path, monkeypatch):
     def draw_half(plans, size, folder, workers):
         (folder / "train" / "half.png").write_bytes(b"")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxdet import InputError
-from tfds_vinbig import kaggle
+from tfds_vinbig import drawn, kaggle
 from tfds_vinbig.kaggle import CLASS_NAMES
 from tfds_vinbig.phantom import draw_folder, plan_image
 from tfds_vinbig.phantom import folder as room
@@ -76,6 +76,15 @@ def test_every_image_is_in_every_table(folder, tables):
     for split in ("train", "test"):
         assert sorted(tables[f"{split}_meta.csv"].image_id) == sorted(ids[split])
     assert sorted(tables["sample_submission.csv"].image_id) == sorted(ids["test"])
+
+
+def test_the_folder_says_by_which_drawing(folder, tmp_path, capsys):
+    assert drawn.drawing_of(folder) == drawn.DRAWING
+    assert drawn.drawn_phantom(folder) == folder and capsys.readouterr().err == ""
+    (tmp_path / "train.csv").touch()  # of the first drawing, which left no number
+    assert drawn.drawn_phantom(tmp_path) == tmp_path
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line and "drawing 1" in line and "remove" in line
 
 
 def test_columns_and_pictures(folder, tables):

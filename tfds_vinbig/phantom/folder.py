@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxdet import InputError
-from tfds_vinbig import scratch
+from tfds_vinbig import drawn, scratch
 from tfds_vinbig.kaggle import CLASS_NAMES
 from tfds_vinbig.phantom.picture import draw_image
 from tfds_vinbig.phantom.plan import NO_FINDING_LABEL, SPLITS, Annotation, Plan, plan_image
@@ -34,7 +34,8 @@ def draw_folder(
     """Draw a Kaggle folder with `size` x `size` pictures, the same for the same seed.
 
     Half of the images are normal. Beside the competition's files there is `truth.csv`: what was
-    drawn, in train.csv's columns and with the split, for both splits.
+    drawn, in train.csv's columns and with the split, for both splits; and `drawing.txt`: by which
+    drawing, a number that goes up when the same seed gives other pictures or labels.
 
     The folder appears whole or not at all, however this ends; what a killed call leaves is one
     hidden folder beside it, which the next call removes. Of several calls at once the first to
@@ -66,6 +67,7 @@ def draw_folder(
         draw_all(plans, size, new, workers or os.cpu_count() or 1)
         for name, table in tables(plans, seed).items():
             table.to_csv(new / name, index=False)
+        (new / drawn.FILE).write_text(f"{drawn.DRAWING}\n")
         if not scratch.put(new, folder) and not (folder / "truth.csv").exists():
             raise InputError(taken)
 
