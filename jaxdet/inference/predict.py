@@ -5,7 +5,8 @@ import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from jaxdet import InputError
-from jaxdet.data import dicom, images
+from jaxdet.data import dicom, images, machine
 from jaxdet.data.ahead import in_order
 from jaxdet.data.dataset import Dataset
 from jaxdet.data.inversion import looks_inverted
@@ -24,6 +25,12 @@ from jaxdet.ops.boxes import BoxTable
 
 # Grey levels of any size, (height, width) of the original in pixels, and notes.
 Seen = tuple[UInt8[np.ndarray, "h w"], tuple[int, int], tuple[str, ...]]
+Decode = Callable[[Path], images.Picture]
+FEW_DICOMS = 8  # for which processes are not worth their start
+
+
+class Killed(InputError):
+    """A process that decoded was killed: that is not of the film."""
 
 
 class Pictures(NamedTuple):
@@ -31,14 +38,15 @@ class Pictures(NamedTuple):
 
     Attributes:
         ids: of each.
-        read: gives picture i; threads call it. It raises InputError for one that cannot be read.
+        read: function (i, decode) that gives picture i; threads call it. `decode` reads a file, and
+            raises InputError where that cannot be.
         problems: sentences about files that are none of these, as they cannot be read.
         files: where the pictures are, and none for those of a split.
         sizes: (height, width) of the originals in pixels, where they are known before.
     """
 
     ids: list[str]
-    read: Callable[[int], Seen]
+    read: Callable[[int, Decode], Seen]
     problems: Sequence[str] = ()
     files: Sequence[Path] = ()
     sizes: Int[np.ndarray, "n 2"] | None = None
@@ -178,8 +186,8 @@ def read_pictures(
         kept.append(file)
         sizes.append(size)
 
-    def read(i):
-        picture = images.read(kept[i])
+    def read(i, decode):
+        picture = decode(kept[i])
         return picture.pixels, sizes[i] or picture.pixels.shape, picture.notes
 
     return Pictures(ids, read, problems, kept)
@@ -189,10 +197,33 @@ def split_pictures(dataset: Dataset, image_size: int) -> Pictures:
     """The images of a test split, in the order of its index."""
     dataset = dataset.take(np.argsort(dataset.index))
 
-    def read(i):
+    def read(i, _):
         return dataset.decode(i, image_size), tuple(dataset.sizes[i].tolist()), ()
 
     return Pictures(list(map(str, dataset.ids)), read, sizes=dataset.sizes)
+
+
+@contextlib.contextmanager
+def _decoder(files: Sequence[Path]) -> Iterator[Decode]:
+    """`images.read`, for threads: in other processes where many files are DICOM.
+
+    Pillow decodes outside the interpreter lock; DICOM's decoders hold it, and the detector would
+    wait.
+    """
+    if sum(map(images.is_dicom, files)) < FEW_DICOMS:
+        yield images.read
+        return
+    with machine.processes() as pool:
+
+        def decode(path):
+            try:
+                return pool.submit(images.read, path).result()
+            except BrokenProcessPool as error:
+                raise Killed(
+                    f"{path}: a process that decoded it was killed: is there enough memory?"
+                ) from error
+
+        yield decode
 
 
 def predict(
@@ -225,8 +256,8 @@ def predict(
 
     def load(i):
         try:
-            pixels, original, notes = pictures.read(i)
-        except dicom.NotInstalled:
+            pixels, original, notes = pictures.read(i, decode)
+        except (dicom.NotInstalled, Killed):
             raise
         except InputError as error:
             if not pictures.files:
@@ -242,7 +273,7 @@ def predict(
 
     parts, bar = [], tqdm(total=count, desc="predict", unit="image", disable=None)
     batches = detector.detect_batches(loaded.weights, load, count)
-    with bar, contextlib.closing(batches):
+    with bar, _decoder(pictures.files) as decode, contextlib.closing(batches):
         for part in batches:
             first = len(parts) * batch_size
             for i in range(first, first + len(part.normal)):
@@ -253,8 +284,8 @@ def predict(
                     films[i] = film._replace(shown=None)
             parts.append(part)
             bar.update(len(part.normal))
-    if pictures.files:  # sizes and problems of all are asked for in each process
-        for i in sorted(set(range(count)) - films.keys()):
+        # Sizes and problems of all files are asked for in each process of a run.
+        for i in sorted(set(range(count)) - films.keys()) if pictures.files else ():
             load(i)
 
     films = {i: films.get(i, Film()) for i in range(count)}

@@ -5,6 +5,7 @@ import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,10 +43,10 @@ def test_sizes_are_the_files_own_or_those_that_are_known(folder):
     files = predict.find_files(str(folder))
     own = predict.read_pictures(files, None)
     assert own.ids == ["a", "b"] and own.problems == []
-    pixels, size, _ = own.read(1)
+    pixels, size, _ = own.read(1, images.read)
     assert size == pixels.shape == (20, 40) and (pixels == 90).all()
     known = predict.read_pictures(files, {"a": (200, 400)})
-    assert known.ids == ["a"] and known.read(0)[1] == (200, 400)
+    assert known.ids == ["a"] and known.read(0, images.read)[1] == (200, 400)
     assert len(known.problems) == 1 and "no line for image_id b" in known.problems[0]
 
 
@@ -60,8 +61,8 @@ def test_the_pictures_of_a_split_come_in_the_order_of_its_index(dataset):
     got = predict.split_pictures(dataset.take(order), 64)
     assert got.ids == sorted(dataset.ids.tolist())  # as train_meta.csv has them
     i = int(np.flatnonzero(dataset.ids == got.ids[5])[0])
-    np.testing.assert_array_equal(got.read(5)[0], dataset.decode(i, 64))
-    assert got.read(5)[1] == tuple(dataset.sizes[i])
+    np.testing.assert_array_equal(got.read(5, None)[0], dataset.decode(i, 64))
+    assert got.read(5, None)[1] == tuple(dataset.sizes[i])
 
 
 class Counting:
@@ -100,7 +101,7 @@ class Counting:
 def films(count, broken=()):
     """Pictures of which number i has grey level i; those in `broken` cannot be read."""
 
-    def read(i):
+    def read(i, decode):
         if i in broken:
             raise InputError(f"{i}.png: broken")
         return np.full((16, 8), i, np.uint8), (32, 16), ("odd",) * (i % 2)
@@ -154,7 +155,7 @@ def test_dicoms_of_a_folder_by_whatever_name(folder):
     assert names(folder / "**" / "*.d*") == ["c.dcm", "d.dicom"]
     got = predict.read_pictures(predict.find_files(str(folder)), None)
     assert got.ids == ["1.2.840.5", "a", "b", "c", "series"] and got.problems == []
-    assert [got.read(i)[1] for i in range(5)] == [(20, 40)] * 5
+    assert [got.read(i, images.read)[1] for i in range(5)] == [(20, 40)] * 5
     dicoms.save(folder / "b.dcm", np.zeros((20, 40), np.uint8))
     with pytest.raises(InputError, match="2 files are named b"):
         predict.find_files(str(folder))
@@ -184,7 +185,10 @@ def test_ids_of_a_glob_are_paths_below_what_it_names(tmp_path, monkeypatch):
     known = {"films__p1__view": (200, 400), "p2__view": None}
     got = ids(f"{films}/*/*.png", known)
     assert got.ids == ["films__p1__view", "p2__view"]
-    assert [got.read(i)[1] for i in range(2)] == [(200, 400), (20, 40)] and not got.problems
+    assert [got.read(i, images.read)[1] for i in range(2)] == [
+        (200, 400),
+        (20, 40),
+    ] and not got.problems
     got = ids(f"{films}/*/*.png", {"view": (200, 400)})
     assert (
         got.ids == ["view"]
@@ -226,6 +230,8 @@ def test_films_of_all_kinds_predicted_and_drawn(trained, kaggle_folder, tmp_path
     dicoms.save(folder / "white", 255 - levels, PhotometricInterpretation="MONOCHROME1")
     dicoms.save(folder / "ct.dcm", levels, Modality="CT")
     (folder / "text.dcm").write_text("no film")
+    Image.fromarray(levels).save(folder / "cut.jpg")  # by its header all is well
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:-500])
     done = command(
         f"--workdir={workdir}", "--mode=predict", f"--images={folder}", f"--output={tmp_path}/out"
     )
@@ -234,7 +240,8 @@ def test_films_of_all_kinds_predicted_and_drawn(trained, kaggle_folder, tmp_path
     assert "note: 1 pictures: stored with white as zero, inverted" in lines
     assert [line for line in lines if "ct.dcm: a DICOM of modality CT" in line]
     assert [line for line in lines if "text.dcm: not a PNG, JPEG, TIFF or DICOM" in line]
-    assert lines[-1] == "run.py: 2 of 6 pictures could not be read"
+    assert [line for line in lines if "cut.jpg: broken image" in line]
+    assert lines[-1] == "run.py: 3 of 7 pictures could not be read"
     found = pd.read_csv(tmp_path / "out/submission.csv").set_index("image_id").PredictionString
     assert found.index.tolist() == ["j2k", "png", "raw", "white"] and found.nunique() == 1
     results = json.loads((tmp_path / "out/detections.json").read_text())
@@ -242,6 +249,30 @@ def test_films_of_all_kinds_predicted_and_drawn(trained, kaggle_folder, tmp_path
     drawn = [Image.open(tmp_path / f"out/overlays/{name}.png") for name in found.index]
     assert len({film.tobytes() for film in drawn}) == 1 and drawn[0].width == 512
     assert len(list((tmp_path / "out/overlays").iterdir())) == 4
+
+
+def test_many_dicoms_are_decoded_by_processes(tmp_path, monkeypatch):
+    """As they would be by threads; a broken one is named alike."""
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    levels = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
+    for i in range(predict.FEW_DICOMS):
+        path = dicoms.save(tmp_path / f"{i}.dcm", levels + np.uint8(i), uid.JPEG2000Lossless)
+    data = bytearray(path.read_bytes())
+    data[-300:-100] = bytes(200)
+    path.write_bytes(data)
+
+    def found():
+        pictures = predict.read_pictures(predict.find_files(str(tmp_path)), None)
+        assert not pictures.problems
+        return predict.predict(Loaded(Counting(3), {}, 0), pictures, 1)
+
+    with monkeypatch.context() as patch:  # what is decoded here is not decoded there
+        patch.setattr(dicom, "read", None)
+        by_processes = found()
+    monkeypatch.setattr(predict, "FEW_DICOMS", 99)
+    by_threads = found()
+    jax.tree.map(np.testing.assert_array_equal, by_processes.table, by_threads.table)
+    assert by_processes.problems == by_threads.problems != [] and "7.dcm" in by_threads.problems[0]
 
 
 def test_the_chest_films_of_pydicom_are_one_picture_four_times(trained, tmp_path):
