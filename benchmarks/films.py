@@ -7,7 +7,8 @@ RUN is any run, such as that of the README's first command. Films of 2,500 pixel
 enlarged and with noise on them, each under many names: PNG and JPEG of 8 bits, DICOM of 12 bits in
 JPEG 2000 without loss. All are read, looked at and drawn, by turns with an earlier checkout if one
 is named. From the seconds of each command those of the same command on a single film are taken
-away: starting and loading are not of the films. Memory is of the whole process, at 50 and at 400
+away: starting and loading are not of the films. "processor s" are those of all cores, of use where
+other programs run. Memory is of the whole process, at 50 and at 400
 films of 512 pixels.
 """
 
@@ -61,8 +62,8 @@ def make(folder: Path, kind: str, size: int, count: int) -> Path:
     return place
 
 
-def predict(checkout: Path, images: Path) -> tuple[float, float]:
-    """The seconds of a command, and the most memory of it in GB."""
+def predict(checkout: Path, images: Path) -> np.ndarray:
+    """Seconds of a command by the clock and of all cores, and the most memory of it in GB."""
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "run.py", f"--workdir={Path(FLAGS.workdir).absolute()}",
                    "--mode=predict", f"--images={images}", f"--output={output}"]  # fmt: skip
@@ -73,7 +74,8 @@ def predict(checkout: Path, images: Path) -> tuple[float, float]:
         )  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
         assert status == 0, command
-        return time.perf_counter() - start, usage.ru_maxrss / 1e6
+        used = usage.ru_utime + usage.ru_stime  # of its own processes too
+        return np.array([time.perf_counter() - start, used, usage.ru_maxrss / 1e6])
 
 
 def main(_):
@@ -83,24 +85,29 @@ def main(_):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw_folder(folder / "drawn", num_train=DRAWN, num_test=1, size=512)
-        print("| files of 2,500 pixels | by | films/s (range) |\n|---|---|---|")
+        print("| files of 2,500 pixels | by | films/s (range) | processor s a film |")
+        print("|---|---|---|---|")
         for kind in KINDS:
             films = make(folder, kind, 2500, FLAGS.films)
             one = films / f"{0:05}.{kind}"
             rates = {by: [] for by in checkouts}
             for _ in range(FLAGS.rounds):
                 for by, checkout in checkouts.items():
-                    seconds = predict(checkout, films)[0] - predict(checkout, one)[0]
-                    rates[by].append((FLAGS.films - 1) / seconds)
+                    spent = predict(checkout, films) - predict(checkout, one)
+                    rates[by].append(spent[:2] / (FLAGS.films - 1))
             for by, values in rates.items():
-                spread = f"{np.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+                seconds, used = np.array(values).T
+                spread = f"{1 / np.median(seconds):.3g} ({1 / max(seconds):.3g} to "
+                spread += f"{1 / min(seconds):.3g}) | {np.median(used):.3g}"
                 print(f"| {kind} | {by} | {spread} |", flush=True)
-        print("\n| PNGs of 512 pixels | by | s | GB at most |\n|---|---|---|---|")
+        print("\n| PNGs of 512 pixels | by | s | processor s | GB at most |")
+        print("|---|---|---|---|---|")
         for count in FLAGS.many:
             films = make(folder, "png", 512, count)
             for by, checkout in checkouts.items():
-                seconds, memory = predict(checkout, films)
-                print(f"| {count} | {by} | {seconds:.0f} | {memory:.2f} |", flush=True)
+                seconds, used, memory = predict(checkout, films)
+                row = f"{seconds:.0f} | {used:.0f} | {memory:.2f}"
+                print(f"| {count} | {by} | {row} |", flush=True)
 
 
 if __name__ == "__main__":
