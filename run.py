@@ -80,8 +80,7 @@ def score() -> None:
     from tfds_vinbig import results
 
     annotations, submission = path("annotations", True), path("submission", True)
-    method = FLAGS.ground_truth or "raw"
-    fusion.parse_readers(method)
+    fusion.parse_readers(method := FLAGS.ground_truth or "raw")
     against, report = path("against"), path("report")
     truth, ids, detections, other = results.read_scored(annotations, submission, against)
     for note in truth.notes:
@@ -166,8 +165,7 @@ def train() -> None:
     if "test" in builder.info.splits:
         with stage("predicting"):
             test = read_split(builder, "test")
-            batch_size = config.evaluation.batch_size
-            pictures = split_pictures(test, config.data.image_size, batch_size)
+            pictures = split_pictures(test, config.data.image_size)
             write_predictions(loaded, pictures, workdir.read_config(folder)[1], folder)
     print(f"time: {summary()}")
 
@@ -212,8 +210,7 @@ def predict() -> None:
 
     config, folder = checked_config(), path("workdir", True)
     _, run = workdir.read_config(folder)
-    size, batch_size = config.data.image_size, config.evaluation.batch_size
-    parallel.check_batch_size("evaluation.batch_size", batch_size)
+    parallel.check_batch_size("evaluation.batch_size", config.evaluation.batch_size)
     loaded = load_detector(config, folder, FLAGS.checkpoint, len(run.class_names))
     meta, image_ids = path("meta"), None
     if path("images"):
@@ -222,7 +219,7 @@ def predict() -> None:
         if meta and meta.suffix.lower() == ".json":
             image_ids, names = coco.read_image_ids(meta), run.class_names
             run = run._replace(class_ids=coco.class_ids_by_name(meta, names) or run.class_ids)
-        pictures = read_pictures(files, sizes, size, folder_of(FLAGS.images))
+        pictures = read_pictures(files, sizes, folder_of(FLAGS.images))
     elif meta or FLAGS.overlays is not None:
         raise InputError("--meta, --overlays: go with --images, which is not given")
     else:
@@ -232,40 +229,41 @@ def predict() -> None:
         test = read_split(builder, "test")
         if [*map(class_name_of, test.class_names)] != [*map(class_name_of, run.class_names)]:
             raise InputError(f"config.data: {config.data.name} has other classes than the run")
-        pictures = split_pictures(test, size, batch_size)
-    if len(pictures.ids):
-        write_predictions(loaded, pictures, run, path("output") or folder, image_ids)
+        pictures = split_pictures(test, config.data.image_size)
     for problem in pictures.problems:
         print(f"run.py: {problem}", file=sys.stderr)
-    if pictures.problems:
-        raise InputError(f"{len(pictures.problems)} of {len(files)} pictures could not be read")
+    problems = len(pictures.problems)
+    if pictures.ids:
+        problems += write_predictions(loaded, pictures, run, path("output") or folder, image_ids)
+    if problems:
+        raise InputError(f"{problems} of {len(files)} pictures could not be read")
 
 
-def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> None:
+def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> int:
     """Predict, and write the submission, `detections.json` and overlays, in or beside `output`.
 
-    `image_ids` is what COCO calls each image, if not by its name.
+    `image_ids` is what COCO calls each image, if not by its name. Returns how many were broken.
     """
-    from jaxdet.inference.predict import mend_inverted, predict
     from jaxdet.report import overlays
-    from jaxdet.runs.workdir import write_atomically
+    from jaxdet.runs.workdir import write_together
     from tfds_vinbig import coco, submission
 
-    for note in pictures.notes:
-        print(f"note: {note}", file=sys.stderr)
-    negatives = mend_inverted(pictures, run.grey_levels, FLAGS.invert)
-    table = predict(loaded, pictures, len(run.class_names))
     csv = output if output.suffix.lower() == ".csv" else output / "submission.csv"
     results = csv.with_suffix(".json") if csv == output else output / "detections.json"
-    names = pictures.ids, table, run.class_ids
-    write_atomically(csv, submission.to_csv(*names))
-    write_atomically(results, coco.to_json(*names, image_ids, run.class_names))
-    found = int((table.labels < len(run.class_names)).sum())
-    print(
-        f"checkpoint {loaded.step}: {found} boxes in {len(pictures.ids)} images, written to {csv} "
-        f"and {results.name}"
-    )
-    overlays.write(csv.parent, pictures, table, run.class_names, negatives, FLAGS.overlays)
+    how = loaded, pictures, run, csv.parent, FLAGS.invert, FLAGS.overlays
+    with overlays.predicted(*how) as (found, put_overlays):
+        for problem in found.problems:
+            print(f"run.py: {problem}", file=sys.stderr)
+        names = found.ids, found.table, run.class_ids
+        texts = submission.to_csv(*names), coco.to_json(*names, image_ids, run.class_names)
+        if found.ids:
+            with signals.held():  # all of it is written, or nothing
+                write_together({csv: texts[0], results: texts[1]})
+                put_overlays()
+            boxes = (found.table.labels < len(run.class_names)).sum()
+            where = f"{len(found.ids)} images, written to {csv} and {results.name}"
+            print(f"checkpoint {loaded.step}: {boxes} boxes in {where}")
+    return len(found.problems)
 
 
 def crossval() -> None:
@@ -278,10 +276,10 @@ def crossval() -> None:
     from tfds_vinbig import submission
 
     config, folder = checked_config(), path("workdir", True)
-    builder = open_data(config)
-    dataset = read_split(builder, "train")
-    fields = retina.get_fields()
-    case = folds.train_folds(config, fields, builder, dataset, folder, write_evaluation)
+    dataset = read_split(builder := open_data(config), "train")
+    case = folds.train_folds(
+        config, retina.get_fields(), builder, dataset, folder, write_evaluation
+    )
     csv = submission.to_csv(case.ids, case.detections, dataset.class_ids)
     write_atomically(folder / "out_of_fold.csv", csv)
     write_crossval(case, config, dataset, folder)
@@ -294,8 +292,7 @@ def inspect() -> None:
     from jaxdet.report.data import inspect
 
     config, folder = checked_config(), path("workdir", True)
-    builder = open_data(config)
-    dataset = read_split(builder, "train")
+    dataset = read_split(builder := open_data(config), "train")
     inspect(config, dataset, *splits.train_and_eval(config.data, builder, dataset), folder)
 
 

@@ -95,8 +95,8 @@ def of_folds(folder: Path) -> list[dict]:
         loaded = load(workdir, {})
         config = loaded.detector.config
         test = read_split(open_dataset(config.data.name, config.data.dir), "test")
-        pictures = split_pictures(test, config.data.image_size, config.evaluation.batch_size)
-        tables.append(predict(loaded, pictures, len(test.class_names)))
+        pictures = split_pictures(test, config.data.image_size)
+        tables.append(predict(loaded, pictures, len(test.class_names)).table)
         lines.append(line_of(tables[-1], pictures.ids, config, "one fold", workdir.name))
     fused = fuse_tables(tables)
     lines.append(line_of(fused, pictures.ids, config, f"{len(tables)} folds fused", None))

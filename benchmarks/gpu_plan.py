@@ -9,6 +9,10 @@ Predicted is the sum over fusions, calls and copies of the longer of two times: 
 arithmetic at 600 TFLOP/s, and of the bytes that a kernel reads and writes at 2.6 TB/s, about what
 an H100 reaches. Convolutions are not tried out, so which of cuDNN's ways they take is open. The
 last column is what the devices of a step tell each other, if there are several.
+
+Then a table of how many images a device of so many GB takes. Planned memory grows with the pixels
+of all images (a line through the three programs of each kind); JAX takes three quarters of a GPU,
+unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise. In float32 the line rises twice as steeply.
 """
 
 import math
@@ -29,6 +33,7 @@ from jax.experimental import topologies
 from benchmarks import peers
 from benchmarks.scaling import BYTES, messages
 from jaxdet.kernels import compilation, switch
+from jaxdet.training import device_memory
 from jaxdet.training.train_step import compile_training
 
 FLAGS = flags.FLAGS
@@ -37,6 +42,7 @@ flags.DEFINE_integer("devices", 1, "GPUs, each with the batch of the table.")
 
 FLOP_RATE, BYTE_RATE = 600e12, 2.6e12  # of a second
 BATCH_SIZE = {256: 64, 512: 32, 1024: 8}
+GIGABYTES, SHARE = (8, 16, 24, 40, 80), 0.75
 
 # The device, as XLA wants it described (its GpuTargetConfigProto).
 H100 = """
@@ -120,6 +126,32 @@ def kernels(hlo: str) -> list[tuple[float, float]]:
     return found
 
 
+def images_that_fit(
+    planned: dict[tuple[int, int], int], size: int, gigabytes: float, halves: int = 1
+) -> int:
+    """Images of `size` pixels that a device takes, 0 if not one.
+
+    Args:
+        planned: bytes by (pixels, batch size) of a step in bfloat16.
+        halves: 2 for float32, which has twice the bytes.
+    """
+    pixels = [side**2 * count for side, count in planned]
+    growth, base = np.polyfit(pixels, list(planned.values()), 1)
+    room = SHARE * 1e9 * gigabytes - base
+    return max(int(room / (growth * halves * size**2)), 0)
+
+
+def print_what_fits(planned: dict[bool, dict[tuple[int, int], int]]) -> None:
+    """The table of images a device, by what was planned without remat and with it."""
+    print(f"\n| pixels | type | remat | {' | '.join(f'{n} GB' for n in GIGABYTES)} |")
+    print("|---" * (3 + len(GIGABYTES)) + "|")
+    for size in BATCH_SIZE:
+        for halves, name in ((1, "bfloat16"), (2, "float32")):
+            for remat, bytes_of in planned.items():
+                fit = [images_that_fit(bytes_of, size, n, halves) for n in GIGABYTES]
+                print(f"| {size} | {name} | {remat} | {' | '.join(map(str, fit))} |")
+
+
 def main(_):
     print(f"{FLAGS.network}, {FLAGS.devices} x H100; jax {jax.__version__}\n")
     print(
@@ -127,6 +159,7 @@ def main(_):
         "predicted ms of all | memory planned, GB | messages, MB |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
+    bytes_of = {False: {}, True: {}}
     for size, batch_size in BATCH_SIZE.items():
         for remat in (False, True):
             compiled = compile_step(size, remat)
@@ -135,6 +168,7 @@ def main(_):
             seconds = np.maximum(found[:, 0] / FLOP_RATE, found[:, 1] / BYTE_RATE)
             convolutions = found[:, 0] > 0
             planned = compiled.memory_analysis().temp_size_in_bytes
+            bytes_of[remat][size, batch_size] = device_memory.planned(compiled)
             told = sum(count for _, count, _ in messages(text))
             print(
                 f"| {size} | {batch_size} | {remat} | {len(found)} | "
@@ -142,6 +176,7 @@ def main(_):
                 f"{1e3 * seconds.sum():.3g} | {planned / 1e9:.3g} | {told / 1e6:.4g} |",
                 flush=True,
             )
+    print_what_fits(bytes_of)
 
 
 if __name__ == "__main__":

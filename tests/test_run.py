@@ -1,7 +1,9 @@
 """The command line as its users and their scripts meet it."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image
 from configs import retina
 from jaxdet import InputError
 from jaxdet.inference.detector import load_detector
+from jaxdet.report import overlays
 from jaxdet.runs import config as configs
 from tests.conftest import command
 
@@ -216,6 +219,28 @@ def test_predict_goes_on_past_a_broken_picture(trained, kaggle_folder, tmp_path)
     assert done.code == 2
     assert "broken.png" in done.stderr and "1 of 7 pictures could not be read" in done.stderr
     assert len(pd.read_csv(tmp_path / "x.csv")) == 6
+
+
+@pytest.mark.parametrize("at", ["draw", "_put"])
+def test_a_signal_leaves_all_that_predict_writes_or_nothing(
+    trained, kaggle_folder, tmp_path, monkeypatch, at
+):
+    """While films are drawn nothing is there yet; in the midst of writing, it waits."""
+    function, number = getattr(overlays, at), iter([signal.SIGINT])
+
+    def stop(*args):
+        os.kill(os.getpid(), next(number, 0))
+        return function(*args)
+
+    monkeypatch.setattr(overlays, at, stop)
+    output = tmp_path / "out"
+    done = command(
+        f"--workdir={trained[0]}", "--mode=predict", f"--images={kaggle_folder}/test",
+        f"--output={output}",
+    )  # fmt: skip
+    assert done.code == 130 and "Traceback" not in done.stderr
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(files) == (0 if at == "draw" else 2 + 6) and not list(tmp_path.glob("**/.*"))
 
 
 def test_predict_names_what_is_wrong(trained, kaggle_folder, tmp_path):

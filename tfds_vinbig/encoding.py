@@ -1,16 +1,13 @@
 """Records as they are stored: files with pictures as square 8-bit gray PNGs, made in parallel."""
 
 import contextlib
-import multiprocessing
 import os
-import signal
 import struct
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +20,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxdet import InputError
 from jaxdet.data import images as pictures
-from jaxdet.data.machine import cores
+from jaxdet.data.machine import cores, processes
 from tfds_vinbig.records import BadPicture, raise_all
 
 _GRAY, _FROM_ABOVE = 0, 2  # a colour type and a row's filter, by PNG's numbers
@@ -73,12 +70,12 @@ def write_shards(
     problems = []
     few = len(paths) < FEW and sum(map(pictures.is_dicom, paths)) < FEW_DICOMS
     stop = threading.Event() if few else None
-    with _threads(stop) if few else _processes() as pool:
+    with _threads(stop) if few else processes() as pool:
         try:
             numbers = {}
             for number, shard in enumerate(shards):
-                with _uninterrupted():
-                    numbers[pool.submit(_write_shard, shard, size, file_format, stop)] = number
+                job = pool.submit(_write_shard, shard, size, file_format, stop)
+                numbers[job] = number
             for done in as_completed(numbers):
                 written = done.result()
                 problems += written.problems
@@ -103,41 +100,6 @@ def _threads(stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _processes() -> Iterator[ProcessPoolExecutor]:
-    """Started anew, as what is forked beside threads may hang.
-
-    They end at once when this is left, done or not, or this process killed: either closes their
-    pipe, and the pool finds them gone.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    reader, writer = spawn.Pipe(duplex=False)
-    with (
-        reader,
-        ProcessPoolExecutor(cores(), spawn, _begin_process, (reader,)) as pool,
-        writer,
-    ):
-        yield pool
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """^C is for whoever starts processes: those inherit that they never hear of it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_process(reader: Connection) -> None:
-    def end_with_the_pipe():
-        reader.poll(None)
-        os._exit(1)
-
-    threading.Thread(target=end_with_the_pipe, daemon=True).start()
 
 
 def _write_shard(

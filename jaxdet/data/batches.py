@@ -61,13 +61,19 @@ class Images(Sequence):
     """The images of a dataset at the model's size, images[i] of `dataset.decode(i, image_size)`.
 
     They are kept in memory where `keep` says so and they fit, else decoded whenever they are asked
-    for; which of the two, and the bytes that were counted, is printed.
+    for; which of the two, and the bytes that were counted, is printed. Other images that are asked
+    for more often are kept first: `beside` is how many bytes these are.
     """
 
-    def __init__(self, dataset: Dataset, image_size: int, name: str, keep: bool = True):
+    def __init__(
+        self, dataset: Dataset, image_size: int, name: str, keep: bool = True, beside: int = 0
+    ):
         self.dataset, self.image_size, self.kept = dataset, image_size, None
         needed, free = len(dataset) * image_size**2, free_memory()
-        if keep and needed < 0.8 * free:
+        room = 0.8 * free
+        if beside < room:  # else they are not kept
+            room -= beside
+        if keep and needed < room:
             self.kept = decode_all(dataset, image_size, name)
         said = "kept in memory" if self.kept is not None else "decoded when they are needed"
         there = f"{in_words(needed)}, {in_words(free)} are free"

@@ -174,6 +174,22 @@ def read(path: str | Path) -> Picture:
     return found
 
 
+def check_header(path: str | Path) -> None:
+    """Refuse a file by what it says of itself; no pixel is decoded.
+
+    Raises:
+        InputError: as `read`, which may still find damage in compressed pixels.
+    """
+    path = Path(path)
+    data = _bytes_of(path)
+    with _named(path):
+        if dicom.is_dicom(data):
+            dicom.check(data, MAX_PIXELS)
+        else:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+                _check_opened(picture, data)
+
+
 def check(path: str | Path) -> tuple[tuple[int, int], tuple[str, ...]]:
     """(height, width) and notes of a picture, decoded only where that is the way to know them.
 

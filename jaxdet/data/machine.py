@@ -1,7 +1,15 @@
-"""What this machine has: cores, memory that is free, a home and a place for datasets."""
+"""What this machine has: cores and processes on them, memory that is free, a home and a place for
+datasets."""
 
+import contextlib
+import multiprocessing
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -13,6 +21,41 @@ def cores() -> int:
     """Of the processor, as many as this process may use."""
     may = getattr(os, "sched_getaffinity", None)  # of Linux
     return len(may(0)) if may else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[ProcessPoolExecutor]:
+    """One for each core; started anew, as what is forked beside threads may hang.
+
+    They end at once when this is left, done or not, or this process killed: either closes their
+    pipe, and the pool finds them gone.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    reader, writer = spawn.Pipe(duplex=False)
+    with (
+        reader,
+        _Uninterrupted(cores(), spawn, _begin_process, (reader,)) as pool,
+        writer,
+    ):
+        yield pool
+
+
+class _Uninterrupted(ProcessPoolExecutor):
+    def submit(self, *args, **kwargs) -> Future:
+        """^C is for whoever starts processes: those inherit that they never hear of it."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_process(reader: Connection) -> None:
+    def end_with_the_pipe():
+        reader.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_pipe, daemon=True).start()
 
 
 def in_words(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The evaluation split, decoded once and scored at every evaluation."""
+"""The evaluation split, scored at every evaluation."""
 
 import time
 from collections.abc import Callable
@@ -15,6 +15,11 @@ from jaxdet.runs import parallel
 class Evaluator:
     """Runs a detector on the evaluation images and scores what it detects.
 
+    Args:
+        keep: whether the images are kept in memory, where they fit. Else they are decoded while the
+            detector works: what is scored only once, needs no more.
+        beside: bytes of the training images, which are kept first.
+
     Attributes:
         dataset: the images.
         truth: the ground truth in original pixels.
@@ -22,7 +27,7 @@ class Evaluator:
         seconds: how long the last call spent on detection.
     """
 
-    def __init__(self, detector: Detector, dataset: Dataset):
+    def __init__(self, detector: Detector, dataset: Dataset, keep: bool = False, beside: int = 0):
         self.detector, self.dataset = detector, dataset
         self.config = detector.config
         rows = dataset.annotations
@@ -37,7 +42,8 @@ class Evaluator:
         # The images of this process.
         mine = parallel.local_positions(len(dataset), self.config.evaluation.batch_size).ravel()
         mine = mine[mine >= 0]
-        self.images = Images(dataset.take(mine), self.config.data.image_size, "evaluate")
+        size = self.config.data.image_size
+        self.images = Images(dataset.take(mine), size, "evaluate", keep, beside)
         self.row = {int(image): row for row, image in enumerate(mine)}
         self.table, self.seconds = None, 0.0
 

@@ -1,6 +1,7 @@
 """A run's detector: images in, detections out, by one compiled function."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Int, UInt8
 from ml_collections import ConfigDict
 
 from jaxdet import InputError, models
+from jaxdet.data.ahead import in_order
 from jaxdet.data.images import normalize
 from jaxdet.inference.tta import fuse_looks, looks
 from jaxdet.kernels.compilation import jit
@@ -82,6 +84,35 @@ class Detector:
             items = checkpoint.restore(manager, step, weights=abstract)
         return items["weights"], step
 
+    def detect_batches(
+        self,
+        weights: dict[str, nnx.State],
+        load: Callable[[int], UInt8[np.ndarray, "h w"]],
+        num_images: int,
+    ) -> Iterator[Detections]:
+        """Detections of the first `evaluation.batch_size` images, of the next, and so on, on the
+        host; of several looks, fused.
+
+        Args:
+            load: gives image i at the model's size. Threads call it, a batch ahead of the detector;
+                each process asks for its own share.
+        """
+        batch_size, choice = self.config.evaluation.batch_size, self.config.inference
+        black = np.zeros((self.config.data.image_size,) * 2, np.uint8)
+        batches = parallel.local_positions(num_images, batch_size)
+        mine = batches[batches >= 0].tolist()
+        with contextlib.closing(in_order(load, mine, ahead=batches.shape[1])) as loaded:
+            for number, positions in enumerate(batches):
+                batch = np.stack([black if i < 0 else next(loaded) for i in positions])
+                images = parallel.shard_batch({"images": batch}, self.mesh)["images"]
+                found = [jax.device_get(self.detect(weights, images, *look)) for look in self.looks]
+                last = num_images - number * batch_size  # the last batch is filled up
+                found = [jax.tree.map(lambda x, last=last: x[:last], look) for look in found]
+                if len(found) > 1:
+                    yield fuse_looks(found, choice.tta.fusion, choice.max_detections)
+                else:
+                    yield found[0]
+
     def detect_all(
         self,
         weights: dict[str, nnx.State],
@@ -89,26 +120,17 @@ class Detector:
         num_images: int,
         between: Callable[[], None] = lambda: None,
     ) -> Detections:
-        """Detections of all images, on the host; of several looks, fused.
+        """The detections of all images together, see `detect_batches`.
 
         Args:
-            load: gives image i at the model's size; each process asks for its own share.
             between: called after each batch, such as to stop.
         """
-        batch_size = self.config.evaluation.batch_size
-        black = np.zeros((self.config.data.image_size,) * 2, np.uint8)
-        parts = [[] for _ in self.looks]
-        for positions in parallel.local_positions(num_images, batch_size):
-            batch = np.stack([black if i < 0 else load(int(i)) for i in positions])
-            images = parallel.shard_batch({"images": batch}, self.mesh)["images"]
-            for part, look in zip(parts, self.looks, strict=True):
-                part.append(jax.device_get(self.detect(weights, images, *look)))
-            between()
-        found = [jax.tree.map(lambda *x: np.concatenate(x)[:num_images], *part) for part in parts]
-        if len(found) == 1:
-            return found[0]
-        choice = self.config.inference
-        return fuse_looks(found, choice.tta.fusion, choice.max_detections)
+        parts = []
+        with contextlib.closing(self.detect_batches(weights, load, num_images)) as batches:
+            for part in batches:
+                parts.append(part)
+                between()
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 class Loaded(NamedTuple):

@@ -1,40 +1,92 @@
 """Pictures of anyone's, and the test split, predicted by a run's detector."""
 
+import contextlib
 import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from jaxdet import InputError
-from jaxdet.data import dicom, images
-from jaxdet.data.batches import decode_all
+from jaxdet.data import dicom, images, machine
+from jaxdet.data.ahead import in_order
 from jaxdet.data.dataset import Dataset
 from jaxdet.data.inversion import looks_inverted
 from jaxdet.inference.detector import Loaded, to_table
 from jaxdet.ops.boxes import BoxTable
-from jaxdet.runs import parallel
+
+# Grey levels of any size, (height, width) of the original in pixels, and notes.
+Seen = tuple[UInt8[np.ndarray, "h w"], tuple[int, int], tuple[str, ...]]
+Decode = Callable[[Path], images.Picture]
+FEW_DICOMS = 8  # for which processes are not worth their start
+
+
+class Killed(InputError):
+    """A process that decoded was killed: that is not of the film."""
 
 
 class Pictures(NamedTuple):
-    """Images at the model's size with the sizes of their originals.
+    """Pictures to predict, each of which is read when its turn comes.
 
-    `problems` are sentences about the files that could not be read, `notes` about the others;
-    `files` are where the images came from, and none for those of a split.
+    Attributes:
+        ids: of each.
+        read: function (i, decode) that gives picture i; threads call it. `decode` reads a file, and
+            raises InputError where that cannot be.
+        problems: sentences about files that are none of these, as they cannot be read.
+        files: where the pictures are, and none for those of a split.
+        sizes: (height, width) of the originals in pixels, where they are known before.
     """
 
     ids: list[str]
-    sizes: Int[np.ndarray, "n 2"]  # (height, width) in pixels
-    images: list[UInt8[np.ndarray, "image_size image_size"]] | UInt8[np.ndarray, "n h w"]
+    read: Callable[[int, Decode], Seen]
+    problems: Sequence[str] = ()
+    files: Sequence[Path] = ()
+    sizes: Int[np.ndarray, "n 2"] | None = None
+
+
+class Film(NamedTuple):
+    """What is known of a picture once it has been read.
+
+    Attributes:
+        size: (height, width) of the original in pixels.
+        notes: on how it was read.
+        suspect: whether it looks inverted beside the training images.
+        shown: what is drawn on, until that is done.
+        problem: why it could not be read, if so.
+    """
+
+    size: tuple[int, int] = (1, 1)
+    notes: tuple[str, ...] = ()
+    suspect: bool = False
+    shown: UInt8[np.ndarray, "h w"] | None = None
+    problem: str = ""
+
+
+class Found(NamedTuple):
+    """What a detector found in the pictures that could be read; `image` of the table counts them.
+
+    Attributes:
+        table: detections in pixels of the originals, "No finding" among them.
+        suspects: those that look inverted beside the training images.
+        problems: sentences about the pictures that could not be read.
+        notes: lines about the others.
+    """
+
+    ids: list[str]
+    files: list[Path]
+    sizes: Int[np.ndarray, "n 2"]
+    table: BoxTable
+    suspects: list[int]
     problems: list[str]
     notes: list[str]
-    files: list[Path]
 
 
 def find_files(path: str) -> list[Path]:
@@ -93,10 +145,9 @@ def known_id(file: Path, known: Mapping[str, object]) -> str | None:
 def read_pictures(
     files: list[Path],
     known_sizes: Mapping[str, tuple[int, int] | None] | None,
-    image_size: int,
     folder: Path | None = None,
 ) -> Pictures:
-    """Read files; one that cannot be read is left out, and a problem.
+    """Files as pictures; one that is none by its header is left out, and a problem.
 
     Args:
         known_sizes: original (height, width) by id, else (or where None) they are the files' own.
@@ -105,77 +156,166 @@ def read_pictures(
     Raises:
         dicom.NotInstalled: at the first DICOM, where no other could be read either.
     """
-    ids, sizes, pixels, problems, notes, kept, taken = [], [], [], [], [], [], set()
-    for file in tqdm(files, "read", unit="image", disable=None):
+
+    def check(file):
         try:
-            picture = images.read(file)
+            images.check_header(file)
         except dicom.NotInstalled:
             raise
         except InputError as error:
-            problems.append(str(error))
-            continue
-        name, own = images.image_id(file, folder), picture.pixels.shape
-        if known_sizes is not None:
+            return str(error)
+        return ""
+
+    ids, sizes, problems, kept, taken = [], [], [], [], set()
+    checked = tqdm(in_order(check, files), "check", len(files), unit="image", disable=None)
+    for file, problem in zip(files, checked, strict=True):
+        name, size = images.image_id(file, folder), None
+        if not problem and known_sizes is not None:
             there = known_id(file, known_sizes)
-            if there is None or there in taken:
-                problems.append(
-                    f"{file}: --meta has no line for image_id {name}"
-                    if there is None
-                    else f"{file}: --meta has one line for it and another file, image_id {there}"
-                )
-                continue
-            name, own = there, known_sizes[there] or own
-            taken.add(there)
+            if there is None:
+                problem = f"{file}: --meta has no line for image_id {name}"
+            elif there in taken:
+                problem = f"{file}: --meta has one line for it and another file, image_id {there}"
+            else:
+                name, size = there, known_sizes[there]
+                taken.add(there)
+        if problem:
+            problems.append(problem)
+            continue
         ids.append(name)
         kept.append(file)
-        sizes.append(own)
-        pixels.append(images.resize(picture.pixels, image_size))
-        notes += [(name, note) for note in picture.notes]
-    sizes = np.array(sizes, np.int64).reshape(-1, 2)
-    return Pictures(ids, sizes, pixels, problems, images.summarize(notes), kept)
+        sizes.append(size)
+
+    def read(i, decode):
+        picture = decode(kept[i])
+        return picture.pixels, sizes[i] or picture.pixels.shape, picture.notes
+
+    return Pictures(ids, read, problems, kept)
 
 
-def split_pictures(dataset: Dataset, image_size: int, batch_size: int) -> Pictures:
-    """The images of a test split, in the order of its index; of each process its share."""
+def split_pictures(dataset: Dataset, image_size: int) -> Pictures:
+    """The images of a test split, in the order of its index."""
     dataset = dataset.take(np.argsort(dataset.index))
-    mine = parallel.local_positions(len(dataset), batch_size).ravel()
-    mine = mine[mine >= 0]
-    pixels = [None] * len(dataset)
-    for i, image in zip(mine, decode_all(dataset.take(mine), image_size, "test"), strict=True):
-        pixels[i] = image
-    return Pictures(list(map(str, dataset.ids)), dataset.sizes, pixels, [], [], [])
+
+    def read(i, _):
+        return dataset.decode(i, image_size), tuple(dataset.sizes[i].tolist()), ()
+
+    return Pictures(list(map(str, dataset.ids)), read, sizes=dataset.sizes)
 
 
-def mend_inverted(pictures: Pictures, grey_levels: list[list[float]], invert: bool) -> list[int]:
-    """Warn of pictures that look inverted beside the training images; invert them if asked to.
+@contextlib.contextmanager
+def _decoder(files: Sequence[Path]) -> Iterator[Decode]:
+    """`images.read`, for threads: in other processes where many files are DICOM.
 
-    Returns:
-        Those that were inverted.
+    Pillow decodes outside the interpreter lock; DICOM's decoders hold it, and the detector would
+    wait.
     """
-    suspects = [
-        i
-        for i, image in enumerate(pictures.images)
-        if image is not None and looks_inverted(image, grey_levels)
-    ]
-    if suspects:
-        names = ", ".join(pictures.ids[i] for i in suspects[:5])
-        more = f" and {len(suspects) - 5} more" if len(suspects) > 5 else ""
+    if sum(map(images.is_dicom, files)) < FEW_DICOMS:
+        yield images.read
+        return
+    with machine.processes() as pool:
+
+        def decode(path):
+            try:
+                return pool.submit(images.read, path).result()
+            except BrokenProcessPool as error:
+                raise Killed(
+                    f"{path}: a process that decoded it was killed: is there enough memory?"
+                ) from error
+
+        yield decode
+
+
+def predict(
+    loaded: Loaded,
+    pictures: Pictures,
+    num_classes: int,
+    grey_levels: list[list[float]] | None = None,
+    invert: bool = False,
+    shrink: Callable[[UInt8[np.ndarray, "h w"], tuple[int, int]], Any] | None = None,
+    draw: Callable[[int, Film, BoxTable], None] = lambda *_: None,
+) -> Found:
+    """Detections in all pictures, which are read while the detector works on those before them.
+
+    At no time are more than two batches in memory. A file that cannot be read is left out, and a
+    problem; its place in the batch is black.
+
+    Args:
+        grey_levels: of the training images, see `looks_inverted`.
+        invert: whether pictures that look inverted beside those are inverted.
+        shrink: function (pixels, size) of each picture that makes `Film.shown`; None for nothing.
+        draw: called with i, what is shown of picture i, and its detections, as soon as there are.
+
+    Raises:
+        InputError: if a picture of a split cannot be read: it is damaged.
+    """
+    detector, count = loaded.detector, len(pictures.ids)
+    config = detector.config
+    size, batch_size = config.data.image_size, config.evaluation.batch_size
+    films: dict[int, Film] = {}
+
+    def load(i):
+        try:
+            pixels, original, notes = pictures.read(i, decode)
+        except (dicom.NotInstalled, Killed):
+            raise
+        except InputError as error:
+            if not pictures.files:
+                raise
+            films[i] = Film(problem=str(error))
+            return np.zeros((size, size), np.uint8)
+        image = images.resize(pixels, size)
+        suspect = grey_levels is not None and looks_inverted(image, grey_levels)
+        if suspect and invert:
+            image, pixels = 255 - image, 255 - pixels
+        films[i] = Film(original, notes, suspect, shrink and shrink(pixels, original))
+        return image
+
+    parts, bar = [], tqdm(total=count, desc="predict", unit="image", disable=None)
+    batches = detector.detect_batches(loaded.weights, load, count)
+    with bar, _decoder(pictures.files) as decode, contextlib.closing(batches):
+        for part in batches:
+            first = len(parts) * batch_size
+            for i in range(first, first + len(part.normal)):
+                film = films.get(i)  # those of other processes are not read here
+                if film is not None and film.shown is not None:
+                    mine = jax.tree.map(lambda x, row=i - first: x[row : row + 1], part)
+                    draw(i, film, to_table(mine, np.array([film.size]), size, num_classes))
+                    films[i] = film._replace(shown=None)
+            parts.append(part)
+            bar.update(len(part.normal))
+        # Sizes and problems of all files are asked for in each process of a run.
+        for i in sorted(set(range(count)) - films.keys()) if pictures.files else ():
+            load(i)
+
+    films = {i: films.get(i, Film()) for i in range(count)}
+    problems = [film.problem for film in films.values() if film.problem]
+    good = np.array([i for i, film in films.items() if not film.problem], np.int64)
+    sizes = np.array([films[i].size for i in good]).reshape(-1, 2)
+    sizes = sizes if pictures.sizes is None else pictures.sizes
+    detections = jax.tree.map(lambda *x: np.concatenate(x)[good], *parts)
+    ids = [pictures.ids[i] for i in good]
+    notes = [(pictures.ids[i], note) for i in good for note in films[i].notes]
+    return Found(
+        ids=ids,
+        files=[pictures.files[i] for i in good] if pictures.files else [],
+        sizes=sizes,
+        table=to_table(detections, sizes, size, num_classes),
+        suspects=[row for row, i in enumerate(good) if films[i].suspect],
+        problems=problems,
+        notes=images.summarize(notes),
+    )
+
+
+def say(found: Found, invert: bool) -> None:
+    """Print the notes, and which pictures look inverted, and what was or can be done about it."""
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if found.suspects:
+        names = ", ".join(found.ids[i] for i in found.suspects[:5])
+        more = f" and {len(found.suspects) - 5} more" if len(found.suspects) > 5 else ""
         done = "inverted, as --invert asks" if invert else "give --invert if they are"
         print(
             f"warning: {names}{more} look inverted beside the training images: {done}",
             file=sys.stderr,
         )
-    if not invert:
-        return []
-    for i in suspects:
-        pictures.images[i] = 255 - pictures.images[i]
-    return suspects
-
-
-def predict(loaded: Loaded, pictures: Pictures, num_classes: int) -> BoxTable:
-    """Detections in pixels of the originals, "No finding" among them."""
-    detections = loaded.detector.detect_all(
-        loaded.weights, pictures.images.__getitem__, len(pictures.ids)
-    )
-    image_size = loaded.detector.config.data.image_size
-    return to_table(detections, pictures.sizes, image_size, num_classes)

@@ -33,6 +33,7 @@ import jax
 from flax import nnx
 
 from jaxdet.doors import choose, fields_of
+from jaxdet.kernels.precision import type_here
 from jaxdet.models.convnext import ConvNeXt
 from jaxdet.models.fcos import FCOS
 from jaxdet.models.resnet import ResNet
@@ -59,7 +60,7 @@ def create(
         ConfigError: for a field that it cannot follow.
     """
     detector, backbone = DETECTORS[model["name"]], BACKBONES[model["backbone"]["name"]]
-    common = {"dtype": model["dtype"], "rngs": rngs}
+    common = {"dtype": type_here(model["dtype"]), "rngs": rngs}
     parts = {
         **model,
         **loss,

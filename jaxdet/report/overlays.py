@@ -1,9 +1,12 @@
 """Films with detections drawn on them."""
 
+import contextlib
 import functools
 import io
 import sys
-from collections.abc import Collection, Sequence
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,14 +18,18 @@ from matplotlib import ft2font
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from jaxdet import InputError
 from jaxdet.data import images, machine
-from jaxdet.inference.predict import Pictures
+from jaxdet.data.ahead import in_order
+from jaxdet.inference.detector import Loaded
+from jaxdet.inference.predict import Found, Pictures, predict, say
 from jaxdet.ops.boxes import BoxTable
-from jaxdet.runs.workdir import write_atomically
+from jaxdet.runs.workdir import Run, write_atomically
 
 SCORE = 0.3  # boxes below it are not drawn; the files of detections have them
 MOST = 20  # boxes drawn on a film, at most: those with the highest scores
 FILMS = 300  # drawn of a folder, unless more are asked for
+AHEAD = 64  # films wait to be drawn, at most: 1 MB each
 SIDES = (512, 1024)  # the longer side of a picture in pixels, at least and at most
 _FONT = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
 COLORS = ("#ffc857", "#6cb8ff", "#ff7b6b", "#58d6a0", "#d3a4ff", "#ff9fd0", "#6fe0e0", "#b9e769",
@@ -42,61 +49,135 @@ def choose(table: BoxTable, num_pictures: int, num_classes: int, most: int) -> l
     return sorted(np.argsort(-surest, kind="stable")[:most].tolist())
 
 
-def write(
-    folder: Path,
+@contextlib.contextmanager
+def predicted(
+    loaded: Loaded,
     pictures: Pictures,
-    table: BoxTable,
-    class_names: Sequence[str],
-    inverted: Collection[int] = (),
+    run: Run,
+    folder: Path,
+    invert: bool = False,
     most: int | None = None,
-) -> None:
-    """Write `folder`/overlays/<image_id>.png for each file.
+) -> Iterator[tuple[Found, Callable[[], None]]]:
+    """Predict, and draw an overlay of each file: while the detector works, where all are drawn.
 
-    Films are read again, as they are too large to keep. Threads work in parallel, as decoding,
+    Else the films are read again, when it is known which they are. Threads draw in parallel, as
     resizing and encoding release the GIL.
 
     Args:
-        table: detections in pixels of the originals; `image` counts the pictures.
-        inverted: images that were inverted before detection.
-        most: how many pictures are drawn, those with the highest scores; `FILMS` if left out.
+        invert: whether films that look inverted beside the training images are inverted.
+        most: how many are drawn, those with the highest scores; `FILMS` if left out.
+
+    Yields:
+        What was found, and a function that puts the overlays into `folder`/overlays, as
+        <image_id>.png; if it is not called, nothing is left of them.
 
     Raises:
-        InputError: if one cannot be written there.
+        InputError: if one cannot be written.
     """
-    files = len(pictures.files)
-    if jax.process_index() != 0 or not files or most == 0:  # a split has no files
-        return
+    files = 0 if jax.process_index() else len(pictures.files)  # a split has none
+    wanted = FILMS if most is None else most
+    at_once = files <= wanted
+    place, drawing = folder / "overlays", deque()
+    with _elsewhere(place, files and wanted) as scratch, _threads() as pool:
+
+        def draw_one(name, pixels, size, rows):
+            film = draw(pixels, size, rows.labels, rows.boxes, rows.scores, run.class_names)
+            content = io.BytesIO()
+            film.save(content, "png", compress_level=1)  # a third of the time, a fifth more bytes
+            write_atomically(scratch / f"{name}.png", content.getvalue())
+
+        def drawn(i, film, rows):
+            drawing.append(pool.submit(draw_one, pictures.ids[i], film.shown, film.size, rows))
+            if len(drawing) > AHEAD:
+                drawing.popleft().result()
+
+        def draw_again(i):
+            pixels = images.read(found.files[i]).pixels
+            pixels = 255 - pixels if invert and i in found.suspects else pixels
+            rows = BoxTable(*(column[found.table.image == i] for column in found.table))
+            draw_one(found.ids[i], pixels, tuple(found.sizes[i].tolist()), rows)
+
+        found = predict(
+            loaded,
+            pictures,
+            len(run.class_names),
+            run.grey_levels,
+            invert,
+            shrink if at_once and scratch else None,
+            drawn,
+        )
+        say(found, invert)
+        if scratch and found.ids:
+            _say(len(found.ids), wanted, most, place, run.class_names)
+        for job in drawing:
+            job.result()
+        if scratch and not at_once:
+            chosen = choose(found.table, len(found.ids), len(run.class_names), wanted)
+            bar = tqdm(
+                in_order(draw_again, chosen), "draw", len(chosen), unit="image", disable=None
+            )
+            deque(bar, maxlen=0)
+        yield found, functools.partial(_put, scratch, place)
+
+
+def _say(files: int, wanted: int, most: int | None, place: Path, class_names: Sequence[str]):
+    """Which films are drawn, and what the numbers on them are."""
     if legend := _legend(class_names):
         print(
             f"note: overlays have numbers where no font has the letters: {legend}", file=sys.stderr
         )
-    chosen = choose(table, files, len(class_names), FILMS if most is None else most)
-    print(f"drawing {len(chosen)} of {files} pictures in {folder / 'overlays'}")
-    if most is None and len(chosen) < files:
+    print(f"drawing {min(files, wanted)} of {files} pictures in {place}")
+    if most is None and wanted < files:
         print(
-            f"note: of {files} pictures the {len(chosen)} with the surest findings are drawn; "
+            f"note: of {files} pictures the {wanted} with the surest findings are drawn; "
             f"--overlays={files} draws all",
             file=sys.stderr,
         )
 
-    def write_one(i: int) -> None:
-        pixels = images.read(pictures.files[i]).pixels
-        mine = np.flatnonzero(table.image == i)
-        columns = (column[mine] for column in (table.labels, table.boxes, table.scores))
-        shown = 255 - pixels if i in inverted else pixels
-        film = draw(shown, tuple(pictures.sizes[i].tolist()), *columns, class_names)
-        content = io.BytesIO()
-        film.save(content, "png", compress_level=1)  # a third of the time for a fifth more bytes
-        write_atomically(folder / "overlays" / f"{pictures.ids[i]}.png", content.getvalue())
 
-    with ThreadPoolExecutor(machine.cores()) as pool:
-        films = pool.map(write_one, chosen)
-        try:
-            for _ in tqdm(films, "draw", total=len(chosen), unit="image", disable=None):
-                pass
-        except BaseException:  # one that cannot be written, or a signal: the others do not follow
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """As many as there are cores; at the end, what they have not begun is dropped."""
+    pool = ThreadPoolExecutor(machine.cores())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _elsewhere(place: Path, needed: int | bool) -> Iterator[Path | None]:
+    """A hidden folder on the disk of `place` that is gone afterwards; None where none is needed."""
+    if not needed:
+        yield None
+        return
+    existing = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".overlays.", dir=existing)
+    except OSError as error:
+        raise InputError(f"cannot write {place}: {error.strerror}") from error
+    with scratch as name:
+        yield Path(name)
+
+
+def _put(scratch: Path | None, place: Path) -> None:
+    """Move what has been drawn to where it is looked for."""
+    try:
+        for file in sorted(scratch.iterdir()) if scratch else ():
+            place.mkdir(parents=True, exist_ok=True)
+            file.replace(place / file.name)
+    except OSError as error:
+        raise InputError(f"cannot write {place}: {error.strerror}") from error
+
+
+def shrink(
+    pixels: UInt8[np.ndarray, "h w"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "height width"]:
+    """A film at the size of its overlay, in the aspect ratio of the original's `size`."""
+    height, width = size
+    scale = np.clip(max(size), *SIDES) / max(size)
+    shape = max(round(width * scale), 1), max(round(height * scale), 1)
+    return np.asarray(Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR))
 
 
 def draw(
@@ -110,13 +191,12 @@ def draw(
     """A film in its own aspect ratio with boxes, classes and scores, and a line of text below.
 
     Args:
+        pixels: the film, or what `shrink` makes of it.
         size: (height, width) of the original in pixels, which `boxes` are in.
         labels: of each box; the number of classes stands for "No finding", which is in that line.
     """
-    height, width = size
     scale = np.clip(max(size), *SIDES) / max(size)
-    shape = max(round(width * scale), 1), max(round(height * scale), 1)
-    film = Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR).convert("RGB")
+    film = Image.fromarray(shrink(pixels, size)).convert("RGB")
     class_names = [_shown(name, label) for label, name in enumerate(class_names)]
     font = _font(class_names, max(film.size) / 60 + 3)
     found = np.flatnonzero(labels < len(class_names))

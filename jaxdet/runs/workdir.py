@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,21 +43,32 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         InputError: if it cannot be written there.
     """
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, str | bytes]) -> None:
+    """As `write_atomically`; no file gets its name before all are finished."""
     if jax.process_index() != 0:
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    finished = {}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())  # or a crash of the machine leaves the name with nothing in it
-        temporary.replace(path)
+        for path, content in contents.items():
+            finished[path] = path.with_name(f".{path.name}.{os.getpid()}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with finished[path].open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(
+                    file.fileno()
+                )  # or a crash of the machine leaves the name, and nothing in it
+        for path, temporary in finished.items():
+            temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for temporary in finished.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def write_config(workdir: Path, config: ConfigDict, run: Run) -> None:

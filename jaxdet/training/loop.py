@@ -22,6 +22,7 @@ from jaxdet.runs.fields import Fields
 from jaxdet.runs.identity import check_run, new_run
 from jaxdet.runs.timers import stage
 from jaxdet.training import relabel, replay
+from jaxdet.training.device_memory import compile_to_fit
 from jaxdet.training.plan import plan_detector
 from jaxdet.training.start import Start, open_start
 from jaxdet.training.train_step import TrainState, compile_training
@@ -109,7 +110,9 @@ def train(
             workdir.write_skills(folder, findings.skills, dataset.class_names)
         log = workdir.open_log(folder, first)
         with stage("decoding"):
-            evaluator = Evaluator(detector, eval_set)
+            keep, trains = config.data.cache, first < config.train.steps
+            beside = len(train_set) * config.data.image_size**2 if keep and trains else 0
+            evaluator = Evaluator(detector, eval_set, keep and trains, beside)
 
         def stop_if_asked():
             if number := agree(signals.asked()):
@@ -142,7 +145,7 @@ def train(
                 batches = training_batches(config, train_set, targets, rows, images)
                 batch = parallel.shard_batch(batches[first], mesh)
             with stage("compiling"):
-                step_fn = step_fn.lower(state, batch).compile()
+                step_fn = compile_to_fit(step_fn, state, batch, config.train.accumulate)
             stream = read_ahead(batches, first, config.data.num_workers)
         progress = tqdm(
             total=config.train.steps,

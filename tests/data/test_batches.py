@@ -86,6 +86,12 @@ def test_images_are_kept_where_they_fit_and_are_the_same_where_not(dataset, monk
     assert capsys.readouterr().out.endswith("are free: decoded when they are needed\n")
     assert same(kept, streamed)
     assert Images(dataset, 64, "x").kept is None
+    # Beside others that are kept first, where those can be kept at all.
+    monkeypatch.setattr(rooms, "free_memory", lambda: 100 * 64**2)
+    for others, fits in ((0, True), (49, True), (50, False), (79, False), (80, True)):
+        kept = Images(dataset, 64, "x", beside=others * 64**2).kept
+        assert (kept is not None) is fits
+    assert Images(dataset, 64, "x", keep=False).kept is None
     monkeypatch.setattr(rooms, "free_memory", lambda: 30 * 64**2 - 1)
     with pytest.raises(InputError, match="test: 30 images of 64 pixels need 0 MB of memory"):
         rooms.decode_all(dataset, 64, "test")

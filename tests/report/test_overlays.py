@@ -1,6 +1,7 @@
 """What is drawn on films: boxes where they are, labels that can all be read."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxdet import InputError
-from jaxdet.inference.predict import Pictures
-from jaxdet.ops.boxes import BoxTable
+from jaxdet.data import images
+from jaxdet.inference import predict
+from jaxdet.inference.detector import Loaded
+from jaxdet.inference.predict import read_pictures
+from jaxdet.ops.nms import Detections
 from jaxdet.report import overlays
+from jaxdet.runs.workdir import Run
 
 NAMES = ("Cardiomegaly", "Nodule/Mass")
 GRAY = np.full((300, 200), 90, np.uint8)
@@ -79,11 +84,9 @@ def test_names_that_no_font_has_are_numbers_with_a_legend(tmp_path, capsys):
     film = overlays.draw(GRAY, size, np.array([1]), box, np.array([0.9]), names[:2])
     same = overlays.draw(GRAY, size, np.array([1]), box, np.array([0.9]), ["Nodule", "class 1"])
     assert film.tobytes() == same.tobytes()
-    none = BoxTable(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
-    Image.fromarray(GRAY).save(tmp_path / "film.png")
-    pictures = Pictures(["film"], np.array([size]), [GRAY], [], [], [tmp_path / "film.png"])
-    overlays.write(tmp_path, pictures, none, names)
-    assert capsys.readouterr().err.startswith(
+    write(tmp_path, 1, names)
+    said = capsys.readouterr().err.removeprefix(f"note: 1 pictures: {images.FLAT}: 0\n")
+    assert said.startswith(
         "note: overlays have numbers where no font has the letters: class 1 is 胸腔积液, class 3 "
         "is 气胸\n"
     )
@@ -116,19 +119,51 @@ def test_boxes_at_one_place_all_have_their_labels():
     ]
 
 
-def test_a_file_for_each_picture(tmp_path):
-    Image.fromarray(GRAY).save(tmp_path / "a.png")
-    Image.fromarray(255 - GRAY).save(tmp_path / "b.png")
-    files = [tmp_path / "a.png", tmp_path / "b.png"]
-    pictures = Pictures(["a", "b"], np.full((2, 2), [600, 400]), [], [], [], files)
-    table = BoxTable(
-        np.array([1]), np.array([1]), np.array([[100.0, 200, 300, 500]]), np.array([0.9])
+# Films of any grey level look as the training images of it do.
+RUN = Run(list(NAMES), [0, 1, 2], "", "", [], [[0.0] * 65, [1e9] * 65])
+
+
+class ByGrey:
+    """Stands for a detector: in an image of grey level g it finds a box that scores g / 100."""
+
+    config = SimpleNamespace(
+        data=SimpleNamespace(image_size=100), evaluation=SimpleNamespace(batch_size=2)
     )
-    overlays.write(tmp_path, pictures, table, NAMES, [1])
-    a, b = (np.asarray(Image.open(tmp_path / f"overlays/{name}.png")) for name in "ab")
-    assert not is_color(a, 1).any() and is_color(b, 1).any()
-    assert a[300, 200].tolist() == b[300, 200].tolist() == [90] * 3  # b was inverted
-    assert sorted(p.name for p in (tmp_path / "overlays").iterdir()) == ["a.png", "b.png"]
+
+    def detect_batches(self, weights, load, num_images):
+        images = [load(i) for i in range(num_images)]
+        for first in range(0, num_images, 2):
+            scores = np.array([image[0, 0] / 100 for image in images[first : first + 2]])
+            count = len(scores)
+            yield Detections(
+                boxes=np.tile(np.float32([10, 10, 50, 50]), (count, 1, 1)),
+                labels=np.zeros((count, 1), np.int32),
+                scores=scores[:, None],
+                mask=np.ones((count, 1), bool),
+                normal=1 - scores,
+            )
+
+
+def pictures_of(folder, count):
+    """So many pictures, of which number i has grey level 10 i: the last are the surest."""
+    for i in range(count):
+        Image.fromarray(np.full((300, 200), 10 * i, np.uint8)).save(folder / f"{i}.png")
+    return read_pictures([folder / f"{i}.png" for i in range(count)], None)
+
+
+def write(folder, count, class_names=NAMES, **more):
+    """Predict so many pictures and write their overlays."""
+    run = RUN._replace(class_names=list(class_names))
+    pictures = more.pop("pictures", None) or pictures_of(folder, count)
+    with overlays.predicted(Loaded(ByGrey(), {}, 0), pictures, run, folder, **more) as (found, put):
+        assert not list(folder.glob("overlays/*"))  # they have their names all together
+        put()
+    return found
+
+
+def drawn(folder):
+    assert not list(folder.glob("**/.*"))  # nothing is left but what has its name
+    return sorted(path.name for path in folder.glob("overlays/*"))
 
 
 @pytest.mark.parametrize("labels,scores", [([2], [0.9]), ([0, 2], [0.1, 0.9]), ([], [])])
@@ -137,36 +172,16 @@ def test_a_film_without_boxes_says_so_below(labels, scores):
     assert (film[:600, :400] == 90).all() and (film[600:] == 255).any()
 
 
-def films(folder, count):
-    """So many pictures, of which number i has a finding of score i / 10."""
-    files = [folder / f"{i}.png" for i in range(count)]
-    for file in files:
-        Image.fromarray(GRAY).save(file)
-    sizes = np.full((count, 2), [300, 200])
-    image = np.r_[np.arange(count), np.arange(count)]
-    labels = np.repeat([0, len(NAMES)], count)  # the lower, the surer of "No finding"
-    scores = np.r_[np.arange(count), 10 - np.arange(count)] / 10
-    boxes = np.tile([10.0, 10, 50, 50], (2 * count, 1))
-    names = [file.stem for file in files]
-    return Pictures(names, sizes, [], [], [], files), BoxTable(image, labels, boxes, scores)
-
-
-def drawn(folder):
-    return sorted(path.name for path in folder.glob("overlays/*"))
-
-
-@pytest.mark.parametrize("most", [0, 2, 9])
+@pytest.mark.parametrize("most", [0, 2, 5, 9])
 def test_those_with_the_surest_findings_are_drawn(tmp_path, most, capsys):
-    pictures, table = films(tmp_path, 5)
-    overlays.write(tmp_path, pictures, table, NAMES, most=most)
+    write(tmp_path, 5, most=most)
     assert drawn(tmp_path) == [f"{i}.png" for i in range(5)][max(5 - most, 0) :]
-    assert "note" not in capsys.readouterr().err
+    assert "--overlays" not in capsys.readouterr().err
 
 
 def test_of_a_large_folder_not_all_are_drawn_and_that_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(overlays, "FILMS", 3)
-    pictures, table = films(tmp_path, 5)
-    overlays.write(tmp_path, pictures, table, NAMES)
+    write(tmp_path, 5)
     assert drawn(tmp_path) == ["2.png", "3.png", "4.png"]
     said = capsys.readouterr().err
     assert (
@@ -174,26 +189,67 @@ def test_of_a_large_folder_not_all_are_drawn_and_that_is_said(tmp_path, capsys, 
     ) in said
 
 
-def test_as_many_are_drawn_at_a_time_as_there_are_cores(tmp_path, monkeypatch):
+@pytest.mark.parametrize("most", [5, 4])
+def test_an_overlay_is_what_draw_makes_of_the_file(tmp_path, most):
+    """Whether it is drawn on what was kept of the film, or the film is read again."""
+    found = write(tmp_path, 5, most=most)
+    rows = found.table.image == 4
+    columns = (column[rows] for column in found.table[1:])
+    pixels = np.full((300, 200), 40, np.uint8)
+    expected = overlays.draw(pixels, (300, 200), *columns, NAMES)
+    assert Image.open(tmp_path / "overlays/4.png").tobytes() == expected.tobytes()
+    assert is_color(np.asarray(expected), 0).any()
+
+
+@pytest.mark.parametrize("most", [5, 1])
+def test_a_film_that_was_inverted_is_drawn_as_it_was_detected(tmp_path, most, monkeypatch):
+    monkeypatch.setattr(predict, "looks_inverted", lambda image, levels: image[0, 0] == 0)
+    given = Loaded(ByGrey(), {}, 0), pictures_of(tmp_path, 2), RUN, tmp_path
+    with overlays.predicted(*given, invert=True, most=most) as (_, put):
+        put()
+    assert (np.asarray(Image.open(tmp_path / "overlays/0.png"))[400, 300] == 255).all()
+
+
+@pytest.mark.parametrize("most", [6, 5])
+def test_as_many_are_drawn_at_a_time_as_there_are_cores(tmp_path, monkeypatch, most):
     monkeypatch.setattr(overlays.machine, "cores", lambda: 3)
-    together, read = threading.Barrier(3, timeout=20), overlays.images.read
-    monkeypatch.setattr(overlays.images, "read", lambda file: together.wait() * 0 or read(file))
-    pictures, table = films(tmp_path, 6)
-    overlays.write(tmp_path, pictures, table, NAMES)
-    assert len(drawn(tmp_path)) == 6
+    together, draw = threading.Barrier(3, timeout=20), overlays.draw
+    count = iter(range(6))
+
+    def wait(*args):
+        if next(count) < 3:
+            together.wait()
+        return draw(*args)
+
+    monkeypatch.setattr(overlays, "draw", wait)
+    write(tmp_path, 6, most=most)
+    assert len(drawn(tmp_path)) == most
 
 
-def test_after_one_that_cannot_be_written_no_more_follow(tmp_path, monkeypatch):
-    monkeypatch.setattr(overlays.machine, "cores", lambda: 1)
-    pictures, table = films(tmp_path, 5)
-    pictures.files[1].unlink()
-    with pytest.raises(InputError, match="1.png"):
-        overlays.write(tmp_path, pictures, table, NAMES)
-    assert len(drawn(tmp_path)) < 4
+@pytest.mark.parametrize("most", [5, 4])
+def test_where_one_cannot_be_drawn_or_something_comes_between_there_is_none(
+    tmp_path, monkeypatch, most
+):
+    draw, calls = overlays.draw, iter(range(9))
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(overlays, "draw", lambda *a: draw(*a) if next(calls) < 2 else interrupt())
+        write(tmp_path, 5, most=most)
+    assert drawn(tmp_path) == []
+    given = Loaded(ByGrey(), {}, 0), pictures_of(tmp_path, 5), RUN, tmp_path
+    with pytest.raises(KeyboardInterrupt), overlays.predicted(*given, most=most):
+        interrupt()  # before the overlays are asked for
+    assert drawn(tmp_path) == []
+    (tmp_path / "overlays").write_text("no folder")
+    with pytest.raises(InputError, match="cannot write .*overlays"):
+        write(tmp_path, 5, most=most)
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 def test_of_a_split_nothing_is_drawn(tmp_path, capsys):
     """It has no files."""
-    pictures, table = films(tmp_path, 3)
-    overlays.write(tmp_path, pictures._replace(files=[]), table, NAMES)
+    split = pictures_of(tmp_path, 3)._replace(files=(), sizes=np.full((3, 2), 300))
+    write(tmp_path, 3, pictures=split)
     assert drawn(tmp_path) == [] and capsys.readouterr().out == ""

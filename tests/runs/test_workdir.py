@@ -17,6 +17,16 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
 
 
+def test_files_that_belong_together_are_all_there_or_none(tmp_path):
+    workdir.write_together({tmp_path / "a": "one", tmp_path / "b": b"two"})
+    assert (tmp_path / "a").read_text() == "one" and (tmp_path / "b").read_bytes() == b"two"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write .*file/c"):
+        workdir.write_together({tmp_path / "a": "new", tmp_path / "file/c": "new"})
+    assert (tmp_path / "a").read_text() == "one"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "file"]
+
+
 def test_a_place_that_cannot_be_written_to_is_named():
     with pytest.raises(InputError, match=r"cannot write /dev/null/x\.json"):
         workdir.write_atomically(workdir.Path("/dev/null/x.json"), "")
