@@ -326,10 +326,8 @@ def ensemble() -> None:
     classes = read.class_ids, read.class_names
     known = ensemble.known_labels(files, runs, names, read.tables, *classes)
     table = ensemble.fuse_tables(read.tables, weights, f"wbf@{FLAGS.iou}", known)
-    text = results.to_text(
-        output.suffix, read.ids, table, read.class_ids, read.image_ids, read.class_names
-    )
-    write_atomically(output, text)
+    fused = read.ids, table, read.class_ids, read.image_ids, read.class_names
+    write_atomically(output, results.to_text(output.suffix, *fused))
     print(
         f"{len(files)} submissions fused: {len(table.image)} boxes in {len(read.ids)} images, "
         f"{output}"
