@@ -121,14 +121,22 @@ def test_the_step_on_a_gpu_calls_nothing_from_outside_and_convolves_in_bfloat16(
 
 
 @pytest.mark.parametrize(
-    "name", ["phantom", "small", "retina:256", "retina:512", "retina:1024", "fcos:256"]
+    "name",
+    [
+        "phantom",
+        "small",
+        "retina:256",
+        pytest.param("retina:512", marks=pytest.mark.slow),  # with all blocks of ResNet-50
+        "retina:1024",
+        "fcos:256",
+    ],
 )
 def test_shipped_configs_fit_together(name):
     """Traced at full size, not computed: a batch goes in, the state comes out as it was."""
     module, *size = name.split(":")
     config = importlib.import_module(f"configs.{module}").get_config(*size)
     configs.check(config, retina.get_fields())
-    if name in ("retina:256", "retina:1024", "fcos:256"):  # "512" has all blocks
+    if name in ("retina:256", "retina:1024", "fcos:256"):
         config.model.backbone.depth = 10
     targets = Targets(
         np.array([[[10, 10, 60, 90]]], np.float32), *(np.ones((1, 1), t) for t in (int, "f", bool))
