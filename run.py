@@ -214,8 +214,8 @@ def predict() -> None:
     meta, image_ids = path("meta"), None
     if path("images"):
         files = find_files(FLAGS.images)
-        sizes = meta and (coco if meta.suffix == ".json" else kaggle).read_sizes(meta)
-        if meta and meta.suffix == ".json":
+        sizes = meta and (coco if meta.suffix.lower() == ".json" else kaggle).read_sizes(meta)
+        if meta and meta.suffix.lower() == ".json":
             image_ids, names = coco.read_image_ids(meta), run.class_names
             run = run._replace(class_ids=coco.class_ids_by_name(meta, names) or run.class_ids)
         pictures = read_pictures(files, sizes, size, folder_of(FLAGS.images))
@@ -251,8 +251,8 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> No
         print(f"note: {note}", file=sys.stderr)
     negatives = mend_inverted(pictures, run.grey_levels, FLAGS.invert)
     table = predict(loaded, pictures, len(run.class_names))
-    csv = output if output.suffix == ".csv" else output / "submission.csv"
-    results = output.with_suffix(".json") if output.suffix == ".csv" else output / "detections.json"
+    csv = output if output.suffix.lower() == ".csv" else output / "submission.csv"
+    results = csv.with_suffix(".json") if csv == output else output / "detections.json"
     names = pictures.ids, table, run.class_ids
     write_atomically(csv, submission.to_csv(*names))
     write_atomically(results, coco.to_json(*names, image_ids, run.class_names))
