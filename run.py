@@ -80,12 +80,12 @@ def score() -> None:
     from tfds_vinbig import results
 
     annotations, submission = path("annotations", True), path("submission", True)
-    fusion.parse_readers(method := FLAGS.ground_truth or "raw")
     against, report = path("against"), path("report")
     truth, ids, detections, other = results.read_scored(annotations, submission, against)
     for note in truth.notes:
         print(f"note: {note}", file=sys.stderr)
     columns = truth.ids, truth.image, truth.labels, truth.readers, truth.boxes, truth.class_names
+    method = FLAGS.ground_truth or "raw"
     case = scores.of_files(*columns, ids, detections, method, truth.crowds, truth.exhaustive)
     result = case.summarize(bootstrap_samples=FLAGS.bootstrap)
     if other:
@@ -121,8 +121,7 @@ def checked_config() -> ConfigDict:
 
 def open_data(config: ConfigDict):
     """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
-    from jaxdet.data.dataset import open_dataset
-    from tfds_vinbig.drawn import tell_older_dataset
+    from tfds_vinbig.drawn import open_dataset
 
     data_dir = machine.with_home(machine.datasets_folder(config.data.dir), "config.data.dir")
     folder = data_dir / config.data.name
@@ -135,9 +134,7 @@ def open_data(config: ConfigDict):
             drawn_phantom(data_dir / "phantom")
         with stage("building"):
             build("phantom", data_dir)
-    dataset = open_dataset(config.data.name, config.data.dir)
-    tell_older_dataset(Path(dataset.data_dir), dataset.info.metadata)
-    return dataset
+    return open_dataset(config.data.name, config.data.dir)
 
 
 def train() -> None:

@@ -40,14 +40,15 @@ from benchmarks.study import mean_and_spread, run_all
 from configs import phantom as phantom_config
 from configs import retina
 from jaxdet.data import splits
-from jaxdet.data.dataset import open_dataset, read_split
+from jaxdet.data.dataset import Dataset, open_dataset, read_split
 from jaxdet.evaluation import curves, scores
 from jaxdet.inference.predict import predict, split_pictures
 from jaxdet.ops import metrics
-from jaxdet.ops.boxes import BoxTable, iou
+from jaxdet.ops.boxes import BoxTable, Targets, iou
 from jaxdet.ops.clusters import Findings
 from jaxdet.ops.fusion import fuse_rows
 from jaxdet.runs import parallel
+from jaxdet.training import relabel
 from jaxdet.training.loop import train
 from tfds_vinbig.kaggle import CLASS_NAMES
 
@@ -205,9 +206,26 @@ def learn(folder: Path, method: str, seed: int, steps: int, workdir: Path) -> di
     pictures = split_pictures(read_split(builder, "test"), size, batch_size)
     table, names = predict(loaded, pictures, NORMAL), dataset.class_names
     cases[TEST] = scores.Case(pictures.ids, names, drawn(truth, pictures.ids), "raw", table)
+    result = {"scores": {name: summary(case) for name, case in cases.items()}}
+    if made_at := relabel.made_at(config, steps - 1):
+        learned = relabel.read(workdir, made_at, len(sets[0]))
+        result["labels"] = score(*labels(learned, sets[0], size, truth))
     shutil.rmtree(workdir)
     jax.clear_caches()  # compiled programs of many runs take gigabytes
-    return {"scores": {name: summary(case) for name, case in cases.items()}}
+    return result
+
+
+def labels(
+    targets: Targets, train_set: Dataset, image_size: int, truth: pd.DataFrame
+) -> tuple[BoxTable, BoxTable]:
+    """What is learned of the training images, in pixels of the originals, and what was drawn."""
+    image, slot = np.nonzero(targets.mask)
+    scale = train_set.sizes[image][:, [1, 0, 1, 0]] / image_size
+    boxes, soft_targets = targets.boxes[image, slot] * scale, targets.soft_targets[image, slot]
+    table = BoxTable(image, targets.labels[image, slot], boxes, soft_targets.astype(float))
+    number = {name: i for i, name in enumerate(train_set.ids)}
+    rows = truth[truth.image_id.isin(number)]
+    return table, truth_of(rows.assign(image=rows.image_id.map(number)))
 
 
 def study(lines: list[dict]) -> str:
@@ -255,8 +273,14 @@ def study(lines: list[dict]) -> str:
     return (
         f"{markdown(pd.DataFrame(rows).T)}\nRank correlation of the methods' means with those of "
         f"{TEST}: {ranks}\n\nAP at IoU 0.4, {TEST}\n\n{markdown(pd.DataFrame(classes))}\n"
-        f"Seconds of a run: {seconds}\n"
+        f"Seconds of a run: {seconds}\n{learned(lines)}"
     )
+
+
+def learned(lines: list[dict]) -> str:
+    """Labels that were made with the detector, as they were at the end of training."""
+    made = {f"{x['variant']}, seed {x['seed']}": x["labels"] for x in lines if "labels" in x}
+    return f"\nLabels made last, against what was drawn\n\n{table_of(made)}" if made else ""
 
 
 def train_all(flags: argparse.Namespace) -> str:

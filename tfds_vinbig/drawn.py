@@ -48,6 +48,15 @@ def tell_older(path: Path, drawing: int) -> None:
         )
 
 
+def open_dataset(name: str, data_dir: str):
+    """See `jaxdet.data.dataset.open_dataset`; a phantom of an older drawing is said to be one."""
+    from jaxdet.data import dataset  # which takes a while; drawing does without
+
+    builder = dataset.open_dataset(name, data_dir)
+    tell_older_dataset(Path(builder.data_dir), builder.info.metadata)
+    return builder
+
+
 def tell_older_dataset(path: Path, metadata: dict | None) -> None:
     """`tell_older` of a dataset, DATA_DIR/tfds_vinbig/NAME/VERSION, if it is of the phantom."""
     if path.parent.name == "phantom":

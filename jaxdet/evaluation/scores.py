@@ -24,7 +24,11 @@ def ground_truth(
     """The readers' rows as ground truth, made by `method`, one of `fusion.FUSIONS`.
 
     "No finding" (label `num_classes`) counts once per image, with `NO_FINDING_BOX`.
+
+    Raises:
+        InputError: for a method that asks the detector.
     """
+    fusion.parse_readers(method)
     fused = fusion.fuse_rows(method, image, labels, readers, boxes, num_classes).table
     normal = np.unique(image[labels == num_classes])
     return BoxTable(

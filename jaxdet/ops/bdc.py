@@ -43,11 +43,9 @@ def bdc(readings: Readings, iou_threshold: float, detections: BoxTable | None = 
 
 
 def choose(detections: BoxTable, opinions: Opinions) -> BoxTable:
-    """What the detector would draw: of each class its best, as many as a reader draws on average,
-    on the images on which a reader drew something."""
-    images = np.unique(opinions.image)
-    readers = np.isin(opinions.looked[0], images).sum() / max(len(images), 1)
-    most = np.rint(np.bincount(opinions.labels[opinions.cluster]) / max(readers, 1))
+    """What the detector would draw: of each class its best, as many as all readers found together,
+    on the images on which one of them drew something."""
+    images, most = np.unique(opinions.image), np.bincount(opinions.labels)
     fits = np.isin(detections.image, images) & (detections.labels < len(most))
     rows = np.flatnonzero(fits)
     rows = rows[np.lexsort((-detections.scores[rows], detections.labels[rows]))]
