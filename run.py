@@ -212,8 +212,8 @@ def predict() -> None:
     meta, image_ids = path("meta"), None
     if path("images"):
         files = find_files(FLAGS.images)
-        sizes = meta and (coco if meta.suffix == ".json" else kaggle).read_sizes(meta)
-        if meta and meta.suffix == ".json":
+        sizes = meta and (coco if meta.suffix.lower() == ".json" else kaggle).read_sizes(meta)
+        if meta and meta.suffix.lower() == ".json":
             image_ids, names = coco.read_image_ids(meta), run.class_names
             run = run._replace(class_ids=coco.class_ids_by_name(meta, names) or run.class_ids)
         pictures = read_pictures(files, sizes, folder_of(FLAGS.images))
@@ -245,8 +245,8 @@ def write_predictions(loaded, pictures, run, output: Path, image_ids=None) -> in
     from jaxdet.runs.workdir import write_together
     from tfds_vinbig import coco, submission
 
-    csv = output if output.suffix == ".csv" else output / "submission.csv"
-    results = output.with_suffix(".json") if output.suffix == ".csv" else output / "detections.json"
+    csv = output if output.suffix.lower() == ".csv" else output / "submission.csv"
+    results = csv.with_suffix(".json") if csv == output else output / "detections.json"
     flags = FLAGS.invert, FLAGS.overlays
     with overlays.predicted(loaded, pictures, run, csv.parent, *flags) as (found, put_overlays):
         for problem in found.problems:

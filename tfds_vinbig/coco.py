@@ -7,26 +7,27 @@ record is the path of its file below the folder of pictures, see `images.path_id
 
 import math
 import os
-import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxdet import InputError
+from jaxdet.data import images
 from tfds_vinbig import coco_json
+from tfds_vinbig.coco_boxes import check_mask_size, fit_as_corners
 from tfds_vinbig.coco_results import read_detections, to_json
 from tfds_vinbig.json_lists import load
 from tfds_vinbig.pictures import check_shape, find_pictures, read_shapes
 from tfds_vinbig.records import (
     NO_FINDING,
-    PIXEL,
     STRICT,
     Allowed,
     Annotations,
     Folder,
     Record,
     Row,
+    Size,
     Tally,
     check_units,
     class_name_of,
@@ -53,6 +54,11 @@ AS_CORNERS = (
     "write x, y, width, height"
 )
 
+LOST = (
+    "images list what is not there, and have classes whose boxes are all left out: these are "
+    "unknown there"
+)
+
 
 def read_annotations(path: str | Path) -> Annotations:
     """An annotation file ("instances"), with all its images; those without annotations are normal.
@@ -71,16 +77,46 @@ def read_annotations(path: str | Path) -> Annotations:
     exhaustive = np.ones((len(position), len(found.class_names)), bool)
     for name, labels in found.not_exhaustive.items():
         exhaustive[position[name], list(labels)] = False
+    fields = flatten(rows.values(), found.images)
+    fields["sizes"] = {position[name]: said for name, said in _sizes(found, path).items()}
     return Annotations(
         found.class_names,
         found.class_ids,
-        **flatten(rows.values(), found.images),
+        **fields,
         notes=notes,
         image_ids=tuple(image.number for image in found.images.values()),
         crowds=tuple((position[row.image_id], row.label, row[3:]) for row in found.crowds),
         left_out=found.left_out,
         exhaustive=None if exhaustive.all() else exhaustive,
     )
+
+
+def _sizes(found: coco_json.Instances, path: Path) -> dict[str, tuple[Size, str]]:
+    """(height, width) of the images, and who says so: they themselves, or the first mask.
+
+    Raises:
+        InputError: where masks of an image disagree.
+    """
+    sizes = {name: (image.size, "its image") for name, image in found.images.items() if image.size}
+    problems = []
+    for name, masks in found.masks.items():
+        first, size = next(iter(masks.items()))
+        sizes[name] = size, first.removeprefix(f"{path}: ")
+        problems += _wrong_masks(masks, *sizes[name])
+    raise_all(problems, path)
+    return sizes
+
+
+def _wrong_masks(masks: dict[str, Size], size: Size, whose: str) -> list[str]:
+    problems = []
+    for place, of_mask in masks.items():
+        try:
+            check_mask_size(of_mask, size, whose)
+        except InputError as error:
+            problems.append(
+                f"{place}: {error}: write height and width of its image, and mend what differs"
+            )
+    return problems
 
 
 def read_sizes(path: str | Path) -> dict[str, tuple[int, int] | None]:
@@ -165,7 +201,14 @@ def read_instances(
         if problem := check_shape(files[name], shape, size, path):
             problems.append(problem)
         kept = cut_rows(rows_of[name], *size, problems, tally, allowed.cut_boxes, hint)
+        masks = found.masks.get(name, {})  # those of crowds count for nothing here
+        masks = {place: masks[place] for place in masks if place in found.rows}
+        problems += _wrong_masks(masks, shape, "its picture")
         partial = found.not_exhaustive.get(name, ())
+        lost = {row.label for row in rows_of[name].values()} - {row.label for row in kept}
+        if name in found.with_absent and lost - set(partial):
+            tally.add(LOST, f"image {name}")
+            partial = tuple(sorted({*partial, *lost}))
         train.append(Record(name, files[name], *size, index, kept, partial))
     notes += tally.notes(path)
     check_units(train, path, problems)
@@ -187,14 +230,11 @@ def read_instances(
     return Folder(found.class_names, found.class_ids, train, test, notes)
 
 
-def _fit_as_corners(rows: Iterable[Row], sizes: dict[str, tuple[int, int] | None]) -> bool:
-    """Whether the four numbers of every box, taken as its corners, are a box in its image."""
+def _fit_as_corners(rows: Iterable[Row], sizes: dict[str, Size | None]) -> bool:
     found = [row for row in rows if not math.isnan(row.x_min) and sizes[row.image_id]]
-    return len(found) > 2 and all(  # of one or two it may be chance
-        row.x_min < row.x_max - row.x_min <= sizes[row.image_id][1] + PIXEL
-        and row.y_min < row.y_max - row.y_min <= sizes[row.image_id][0] + PIXEL
-        for row in found
-    )
+    boxes = np.reshape([row[3:] for row in found], (-1, 4)).astype(np.float64)
+    of_image = np.reshape([sizes[row.image_id] for row in found], (-1, 2)).astype(np.float64)
+    return fit_as_corners(boxes, of_image)
 
 
 def _files(
@@ -207,7 +247,7 @@ def _files(
     """Where the picture of each image is: at its name, whichever separators and form of Unicode
     the file and the disk have."""
     below = find_pictures(folder, [])
-    there = {_composed(file.relative_to(folder)): file for file in below.values()}
+    there = {images.composed(str(file.relative_to(folder))): file for file in below.values()}
     found = {}
     for name, image in listed.items():
         parts = folder.joinpath(*coco_json.parts_of(image.file_name))
@@ -216,17 +256,13 @@ def _files(
                 found[name] = file
                 break
         else:
-            if file := there.get(_composed(parts.relative_to(folder))):
+            if file := there.get(images.composed(str(parts.relative_to(folder)))):
                 found[name] = file
             else:
                 problems.append(f"{parts}: no such image, but {path} lists it")
     if others := set(below.values()) - set(found.values()):
         notes.append(f"{folder}: {len(others)} images are not in {path}; they are skipped")
     return found
-
-
-def _composed(path: Path) -> str:
-    return unicodedata.normalize("NFC", str(path))
 
 
 def read_images(path: str | Path) -> dict[str, coco_json.Image]:

@@ -6,10 +6,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxdet import InputError
 from tfds_vinbig.json_lists import parse_number, parse_whole, show
-from tfds_vinbig.records import LARGEST
+from tfds_vinbig.records import LARGEST, PIXEL
 
 INSTALL = "pip install -e '.[coco]'"
 
@@ -29,6 +30,40 @@ def box_of(entry: dict) -> Box:
         InputError: without the place, which the caller knows.
     """
     return of_mask(entry["segmentation"]) if is_of_mask(entry) else corners(entry.get("bbox"))
+
+
+def mask_size(entry: dict) -> tuple[int, int] | None:
+    """(height, width) that run lengths have, where they are what the box is read from."""
+    mask = entry.get("segmentation")
+    if is_of_mask(entry) and isinstance(mask, dict):
+        return tuple(map(parse_whole, mask["size"]))
+    return None
+
+
+def check_mask_size(size: tuple[int, int], expected: tuple[int, int], whose: str) -> None:
+    """Run lengths are of the whole image: in those of another size nobody can tell where they are.
+
+    Raises:
+        InputError: without the place, which the caller knows.
+    """
+    if size != expected:
+        raise InputError(
+            f"segmentation's size {show(list(size))} is not that of {whose}, "
+            f"{show(list(expected))} ([height, width])"
+        )
+
+
+def fit_as_corners(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2"]) -> bool:
+    """Whether the four numbers of every box, taken as its corners, are a box in its image.
+
+    Of one or two it may be chance.
+
+    Args:
+        boxes: corners, as `corners` makes them of what is read as x, y, width, height.
+        sizes: (height, width) of the image of each.
+    """
+    low, high = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    return len(boxes) > 2 and bool(((low < high) & (high <= sizes[:, ::-1] + PIXEL)).all())
 
 
 def corners(bbox: Any) -> Box:

@@ -28,7 +28,7 @@ def read(path: str | Path, meta: str | Path | None = None) -> tuple[Annotations,
         InputError: for a file that is not as it should be.
     """
     path = Path(os.path.expanduser(path))
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         if meta is not None:
             raise InputError(f"--meta: not with {path.name}, which has sizes of its own")
         return coco.read_annotations(path), coco.read_images(path)

@@ -9,18 +9,27 @@ from typing import Any, NamedTuple
 from jaxdet import InputError
 from jaxdet.data import images
 from tfds_vinbig import coco_partial
-from tfds_vinbig.coco_boxes import Box, box_of, is_crowd, is_of_mask
+from tfds_vinbig.coco_boxes import (
+    Box,
+    box_of,
+    check_mask_size,
+    is_crowd,
+    is_of_mask,
+    mask_size,
+)
 from tfds_vinbig.json_lists import list_of, load, parse_id, parse_whole, show
 from tfds_vinbig.records import (
     LARGEST,
     NO_FINDING,
     Row,
+    Size,
     Tally,
     check_id,
-    check_reader,
     class_name_of,
     drop_repeated,
+    note_alike,
     note_contradictions,
+    parse_reader,
     raise_all,
     ranked,
 )
@@ -45,12 +54,14 @@ class Image(NamedTuple):
 class Ids:
     """Something of each image by its id: as written, else by its number ("1" for 1, 1 for "01").
 
-    Two texts are one id only where they are the same: "1" and "01" are two.
+    Two texts are one id only where they are the same but for their form in Unicode: "1" and "01"
+    are two.
     """
 
     def __init__(self, values: Mapping[Hashable, Any]):
-        self._values, self._by_number = values, {}
-        for key in values:
+        self._values = {composed_id(key): value for key, value in values.items()}
+        self._by_number = {}
+        for key in self._values:
             self._by_number.setdefault(_number(key), []).append(key)
 
     def find(self, key: Hashable) -> tuple[Any, bool]:
@@ -59,6 +70,7 @@ class Ids:
         Raises:
             InputError: without the place, for a number that several ids have.
         """
+        key = composed_id(key)
         if key in self._values:
             return self._values[key], False
         number = _number(key)
@@ -73,6 +85,11 @@ class Ids:
         return (self._values[alike[0]], True) if alike else (None, False)
 
 
+def composed_id(key: Hashable) -> Hashable:
+    """An id in the form in which ids are compared."""
+    return images.composed(key) if isinstance(key, str) else key
+
+
 def _number(key: Hashable) -> int | None:
     if isinstance(key, str):
         return int(key) if re.fullmatch("[0-9]{1,18}", key, re.ASCII) else None
@@ -80,9 +97,19 @@ def _number(key: Hashable) -> int | None:
 
 
 class Instances(NamedTuple):
-    """A whole file: images by image_id, classes as `Folder` has them, rows by place, crowds, the
-    ids of categories that are left out, and the classes of an image, by their labels, of which
-    there may be more than is boxed."""
+    """A whole file.
+
+    Attributes:
+        images: by image_id.
+        class_names, class_ids: as `Folder` has them.
+        rows: by place.
+        crowds: regions, as rows.
+        left_out: ids of categories.
+        not_exhaustive: of an image the classes, by their labels, of which there may be more than is
+            boxed.
+        with_absent: images that list what is not there, see `coco_partial.with_absent`.
+        masks: (height, width) that run lengths have, by place, of the images without a size.
+    """
 
     images: dict[str, Image]
     class_names: tuple[str, ...]
@@ -91,6 +118,8 @@ class Instances(NamedTuple):
     crowds: list[Row]
     left_out: frozenset[int]
     not_exhaustive: dict[str, tuple[int, ...]]
+    with_absent: frozenset[str]
+    masks: dict[str, dict[str, Size]]
 
 
 def read(path: Path, notes: list[str]) -> Instances:
@@ -107,14 +136,16 @@ def read(path: Path, notes: list[str]) -> Instances:
     raise_all(problems, path)  # annotations refer to these
     left_out = frozenset(left_out)
     everything = data, path, listed, categories, left_out
-    rows, crowds, partial = _read_rows(*everything, problems, notes)
+    rows, crowds, partial, with_absent, masks = _read_rows(*everything, problems, notes)
     raise_all(problems, path)
     if partial:
         notes.append(
             f"{path}: {sum(map(len, partial.values()))} pairs of image and class may have more "
             f"than is boxed, in {len(partial)} images"
         )
-    return Instances(listed, *ranked(categories), rows, crowds, left_out, partial)
+    classes = ranked(categories)
+    note_alike(classes[0], path, notes)
+    return Instances(listed, *classes, rows, crowds, left_out, partial, with_absent, masks)
 
 
 def read_categories(
@@ -201,9 +232,9 @@ def read_images(data: Any, path: Path, problems: list[str]) -> dict[str, Image]:
             number, file_name = parse_id(entry.get("id")), entry.get("file_name")
             if number is None:
                 raise InputError(f"id {show(entry.get('id'))} is not a whole number, nor a name")
-            if number in numbers:
+            if composed_id(number) in numbers:
                 raise InputError(f"id {show(number)} is there twice")
-            numbers.add(number)
+            numbers.add(composed_id(number))
             image_id = image_id_of(file_name)
             if image_id in listed:
                 first = listed[image_id].file_name
@@ -268,15 +299,15 @@ def _read_rows(
     left_out: frozenset[int],
     problems: list[str],
     notes: list[str],
-) -> tuple[dict[str, Row], list[Row], dict[str, tuple[int, ...]]]:
+) -> tuple[dict[str, Row], list[Row], dict[str, tuple[int, ...]], frozenset[str], dict[str, dict]]:
     """The annotations by place, with a row of "No finding" for each image that has none and no
-    class that may be there; crowds; and `Instances.not_exhaustive`."""
+    class that may be there; and of `Instances` crowds, not_exhaustive, with_absent and masks."""
     ids = Ids({image.number: name for name, image in listed.items()})
     names, class_ids = ranked(categories)
     labels = {i: label for label, i in enumerate(class_ids) if i in categories}
     normal, nowhere = len(names), [math.nan] * 4
     rows, crowds, annotated, tally, regions = {}, 0, set(), Tally(), []
-    crowded = set()
+    crowded, masks = set(), {}
     for place, entry in list_of(data, path, "annotations", problems):
         try:
             image_id, by_number = ids.find(parse_id(entry.get("image_id")))
@@ -289,7 +320,7 @@ def _read_rows(
             if is_crowd(entry):
                 crowds += 1
                 crowded.add((image_id, label))
-                region = _region(entry, image_id, label, listed)
+                region = _region(entry, image_id, label, place, listed, masks)
                 if region is None:
                     tally.add(LOST_CROWDS, place)
                 else:
@@ -297,7 +328,7 @@ def _read_rows(
                 continue
             if label is None:
                 raise InputError(f"category_id {show(entry.get('category_id'))} is in no category")
-            box = nowhere if label == normal else _box(entry, image_id, listed)
+            box = nowhere if label == normal else _box(entry, image_id, place, listed, masks)
             if label != normal and is_of_mask(entry):
                 tally.add(FROM_MASKS, place)
             rows[place] = Row(image_id, label, _reader(entry), *box)
@@ -309,41 +340,40 @@ def _read_rows(
             f"{path}: {crowds} crowds (iscrowd) are left out; {only} images have nothing else, and "
             "count neither as normal nor as having a finding"
         )
+    if not annotated:
+        notes.append(f"{path}: has no annotation, so that all {len(listed)} images are normal")
     notes += tally.notes(path)
     classes = {i: label for i, label in labels.items() if label != normal}
     passed_over = left_out | (labels.keys() - classes.keys())
-    entries = zip(listed, list_of(data, path, "images", problems), strict=True)
+    entries = [*zip(listed, list_of(data, path, "images", problems), strict=True)]
     partial = coco_partial.read(entries, classes, passed_over, rows, crowded, problems)
     rows = drop_repeated(rows, normal, path, notes)
     note_contradictions(rows.values(), normal, path, notes)
     for name in listed:
         if name not in annotated and name not in partial:
             rows[f"{path}: image {name}"] = Row(name, normal, READER, *nowhere)
-    return rows, regions, partial
+    return rows, regions, partial, coco_partial.with_absent(entries), masks
 
 
-def _box(entry: dict, image_id: str, listed: dict[str, Image]) -> Box:
-    """The box of an annotation. Run lengths are of the whole image: of one without a size they say
-    it, and those of another size are refused, as nobody can tell where they are."""
-    box = box_of(entry)
-    if is_of_mask(entry) and isinstance(entry["segmentation"], dict):
-        image, size = listed[image_id], tuple(map(parse_whole, entry["segmentation"]["size"]))
-        if image.size is None:
-            listed[image_id] = image._replace(size=size)
-        elif image.size != size:
-            raise InputError(
-                f"segmentation's size {show(list(size))} is not that of its image, "
-                f"{show(list(image.size))} ([height, width])"
-            )
+def _box(
+    entry: dict, image_id: str, place: str, listed: dict[str, Image], masks: dict[str, dict]
+) -> Box:
+    """The box of an annotation. Run lengths of an image without a size are for those to compare who
+    know it, see `Instances.masks`."""
+    box, size = box_of(entry), mask_size(entry)
+    if size is not None and listed[image_id].size is None:
+        masks.setdefault(image_id, {})[place] = size
+    elif size is not None:
+        check_mask_size(size, listed[image_id].size, "its image")
     return box
 
 
-def _region(entry: dict, image_id: str, label: int | None, listed: dict[str, Image]) -> Row | None:
-    """Where a crowd is; None where it does not say."""
+def _region(entry: dict, image_id: str, label: int | None, *of_box) -> Row | None:
+    """Where a crowd is; None where it does not say. The last arguments are `_box`'s."""
     if label is None or (not entry.get("bbox") and not entry.get("segmentation")):
         return None
     try:
-        return Row(image_id, label, READER, *_box(entry, image_id, listed))
+        return Row(image_id, label, READER, *_box(entry, image_id, *of_box))
     except InputError:
         return None
 
@@ -352,5 +382,4 @@ def _reader(entry: dict) -> str:
     reader = READER if entry.get("rad_id") is None else parse_id(entry["rad_id"])
     if reader is None:
         raise InputError(f"rad_id {show(entry['rad_id'])} is no name")
-    check_reader(str(reader))
-    return str(reader)
+    return parse_reader(str(reader))

@@ -11,8 +11,7 @@ from jaxdet import InputError
 from tfds_vinbig.json_lists import parse_whole, show
 from tfds_vinbig.records import Row, has_area
 
-PARTLY = "not_exhaustive_category_ids"
-FIELDS = ("neg_category_ids", PARTLY)
+ABSENT, PARTLY = FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 CROWD = "a crowd"  # a region where a class is, but not boxed
 EMPTY = "a box without area"  # which is left out, so that the class is there, but not boxed
 
@@ -50,6 +49,12 @@ def read(
         except InputError as error:
             problems.append(f"{place}: image {image_id}: {error}")
     return found
+
+
+def with_absent(entries: Iterable[tuple[str, tuple[str, dict]]]) -> frozenset[str]:
+    """The images that list what is not there: of these a class whose boxes are all left out is
+    unknown. The arguments are those of `read`."""
+    return frozenset(image_id for image_id, (_, entry) in entries if entry.get(ABSENT) is not None)
 
 
 def not_exhaustive(

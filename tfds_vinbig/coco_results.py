@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePosixPath
@@ -15,10 +14,10 @@ import numpy as np
 from jaxdet import InputError
 from jaxdet.data import images
 from jaxdet.ops.boxes import BoxTable, iou
-from tfds_vinbig.coco_boxes import box_of
+from tfds_vinbig.coco_boxes import box_of, check_mask_size, fit_as_corners, mask_size
 from tfds_vinbig.coco_json import BY_NUMBER, Ids
 from tfds_vinbig.json_lists import load_detections, parse_id, parse_number, parse_whole, show
-from tfds_vinbig.records import Annotations, Tally, class_name_of, raise_all
+from tfds_vinbig.records import PIXEL, Annotations, Tally, class_name_of, raise_all
 from tfds_vinbig.submission import NO_FINDING_BOX, to_table
 
 ENOUGH = 2000  # detections, to tell which images they are of
@@ -108,6 +107,8 @@ def read_detections(path: str | Path, annotations: Annotations) -> tuple[list[st
             if math.isnan(score):
                 raise InputError(f"score {show(entry.get('score'))} is not a finite number")
             box = NO_FINDING_BOX if label == normal else box_of(entry)
+            if label != normal and (size := mask_size(entry)):
+                check_mask_size(size, *annotations.sizes.setdefault(position, (size, place)))
         except InputError as error:
             problems.append(f"{place}: {error}")
             continue
@@ -116,7 +117,11 @@ def read_detections(path: str | Path, annotations: Annotations) -> tuple[list[st
         at.append(position)
         rows.append((label, score, *box))
     table = to_table(at, rows)
-    if hint := _numbers_of_files([entry for _, entry in entries], table, annotations, strange):
+    written = [entry for _, entry in entries]
+    if hint := (
+        _as_corners(table, annotations, normal)
+        or _numbers_of_files(written, table, annotations, strange)
+    ):
         raise InputError(f"{path}: {hint}")
     raise_all(problems, path)
     annotations.notes.extend(tally.notes(path))
@@ -157,7 +162,7 @@ class _Images:
         if position is not None and not by_number:
             return position, False
         if isinstance(key, str):
-            name = unicodedata.normalize("NFC", key)
+            name = images.composed(key)
             path = PurePosixPath(name)
             stem = path.stem if path.suffix.lower() in images.SUFFIXES else name
             names = (name, images.path_id(name) if path.name else name, stem)
@@ -166,6 +171,22 @@ class _Images:
                     if named in table:
                         return table[named], False
         return position, by_number and not self._as_text
+
+
+def _as_corners(table: BoxTable, annotations: Annotations, normal: int) -> str | None:
+    """What to say where boxes leave their images, and all would fit as corners."""
+    known = [i for i, label in enumerate(table.labels) if label != normal]
+    known = [i for i in known if table.image[i] in annotations.sizes]
+    if not known:
+        return None
+    sizes = np.array([annotations.sizes[int(table.image[i])][0] for i in known], np.float64)
+    boxes = table.boxes[known]
+    if (boxes[:, 2:] <= sizes[:, ::-1] + PIXEL).all() or not fit_as_corners(boxes, sizes):
+        return None
+    return (
+        "boxes leave their images, and all of the file fit as x_min, y_min, x_max, y_max: if they "
+        "are that, write x, y, width, height"
+    )
 
 
 def _numbers_of_files(

@@ -19,7 +19,7 @@ def load(path: Path, problems: list[str]) -> Any:
     except OSError as error:
         problems.append(f"{path}: cannot read this file ({error.strerror})")
     except UnicodeDecodeError:
-        problems.append(f"{path}: not a text file in UTF-8")
+        problems.append(f"{path}: not a text file in UTF-8: save it as one")
     except RecursionError:
         problems.append(f"{path}: nested too deeply for a JSON file of boxes")
     except ValueError as error:  # also a number of more digits than Python reads

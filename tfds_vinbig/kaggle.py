@@ -30,6 +30,7 @@ from tfds_vinbig.records import (
     Folder,
     Record,
     check_units,
+    note_alike,
     parse_image_id,
     raise_all,
     ranked,
@@ -122,6 +123,7 @@ def read_folder(
         if record.image_id in rows_of
     ]
     raise_all(problems, folder)
+    note_alike(ranked(classes)[0], train_csv, notes)
     return Folder(*ranked(classes), train, test, notes)
 
 

@@ -13,13 +13,14 @@ from tfds_vinbig.records import (
     Annotations,
     Row,
     check_box,
-    check_reader,
     class_name_of,
     drop_empty,
     drop_repeated,
     flatten,
+    note_alike,
     note_contradictions,
     parse_image_id,
+    parse_reader,
     raise_all,
     ranked,
 )
@@ -80,6 +81,7 @@ def read_annotations(path: str | Path) -> Annotations:
     ids = tuple(dict.fromkeys(row.image_id for row in rows.values()))
     rows = drop_empty(rows, table.path, notes)
     class_names, class_ids = ranked(classes)
+    note_alike(class_names, table.path, notes)
     return Annotations(
         class_names,
         class_ids,
@@ -160,7 +162,7 @@ def annotation_rows(
         try:
             image_id = parse_image_id(fields[image_at])
             reader = "R1" if reader_at is None else fields[reader_at]
-            check_reader(reader)
+            reader = parse_reader(reader)
             name = None if name_at is None else fields[name_at]
             class_id = _parse_class(fields[class_at], name, classes)
             box = parse_box(classes[class_id], [fields[i] for i in corners_at])
@@ -199,7 +201,7 @@ def parse_box(name: str, words: list[str]) -> list[float]:
     Raises:
         InputError: without the place, which the caller knows.
     """
-    if name == NO_FINDING and not any(words):
+    if name == NO_FINDING and all(word.lower() in ("", "nan") for word in words):
         return [math.nan] * 4
     if not all(words):
         column = BOX_COLUMNS[words.index("")]

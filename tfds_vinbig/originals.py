@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxdet.data import images
 from tfds_vinbig.kaggle_csv import META_COLUMNS, size_rows
 from tfds_vinbig.pictures import check_shape, read_shapes
 from tfds_vinbig.records import STRICT, Allowed, Record, Row, Tally, cut_rows
@@ -55,12 +56,13 @@ def read_split(
         allowed: see `Allowed`.
     """
     matched = {name: files[name] for name in index if name in files}
-    if files:  # else one problem says so for all
-        problems += [
-            f"{folder / name}.png: no such image (nor .jpg, .tif, .dicom), but {listed_by} lists it"
-            for name in index
-            if name not in files
-        ]
+    for name in index if files else ():  # else one problem says so for all
+        if name not in files:
+            known = images.path_id(name)
+            problems.append(
+                f"{folder / name}.png: no such image (nor .jpg, .tif, .dicom), but {listed_by} "
+                "lists it" + (f": write {known}, without the suffix" if known in files else "")
+            )
     if matched and len(matched) < len(files):
         skipped = len(files) - len(matched)
         notes.append(f"{folder}: {skipped} images are not in {listed_by}; they are skipped")

@@ -68,6 +68,8 @@ def read_shapes(
                 f"{path}: a link that leads out of {folder}; put the file itself, or allow links "
                 "by --follow_links"
             )
+        if not (name := str(path.relative_to(folder))).isprintable():
+            return InputError(f"{folder}: the name {name!a} is no line of text: rename it")
         try:
             return images.check(path)
         except images.NotInstalled:
@@ -117,4 +119,5 @@ def check_shape(
         f"{path}: the picture is {width} wide and {height} high, but the original {size[1]} wide "
         f"and {size[0]} high by {listed_by}"
     )
-    return problem + ("; are width and height exchanged?" if scaled(shape[::-1]) else "")
+    hint = "; are width and height exchanged, or is it turned by its EXIF orientation?"
+    return problem + (hint if scaled(shape[::-1]) else "")

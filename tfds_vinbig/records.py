@@ -6,8 +6,7 @@ Labels count the classes of the dataset, 0 to K - 1; K, after the last, is "No f
 
 import math
 import re
-import unicodedata
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +28,9 @@ SMALLEST = 2  # pixels; where all boxes are smaller, they are in other units
 CUT = "boxes reach up to a pixel out of their image and are cut"
 CUT_FAR = "boxes reach more than a pixel out of their image and are cut, as --boxes=cut asks"
 NO_AREA = "boxes have no area in their image and are left out"
+
+
+Size = tuple[int, int]  # (height, width)
 
 
 class Allowed(NamedTuple):
@@ -107,7 +109,8 @@ class Annotations(NamedTuple):
     the file says so, and `image_ids` the number (or name) that COCO has for each. `crowds` are the
     regions in which detections are not judged: (image, label, box) of each. Detections of the
     classes `left_out`, by their ids, are passed over. `exhaustive` says whether all of a class is
-    boxed in an image; None where all of every class is.
+    boxed in an image; None where all of every class is. `sizes` has (height, width) of the images
+    for which that is known, by position, each with who says so; what reads detections adds to it.
     """
 
     class_names: tuple[str, ...]
@@ -118,6 +121,7 @@ class Annotations(NamedTuple):
     readers: np.ndarray  # of names
     boxes: Float[np.ndarray, "rows 4"]
     notes: list[str]
+    sizes: dict[int, tuple[Size, str]]
     splits: tuple[str, ...] | None = None
     image_ids: tuple[Hashable, ...] | None = None
     crowds: tuple[tuple[int, int, tuple[float, ...]], ...] = ()
@@ -137,6 +141,7 @@ class Annotations(NamedTuple):
         return self._replace(
             ids=tuple(self.ids[i] for i in chosen),
             splits=tuple(self.splits[i] for i in chosen),
+            sizes={int(new[i]): said for i, said in self.sizes.items() if new[i] >= 0},
             image=new[self.image][rows],
             labels=self.labels[rows],
             readers=self.readers[rows],
@@ -147,8 +152,18 @@ class Annotations(NamedTuple):
 def class_name_of(name: str) -> str:
     """The name of a class as it is used: in Unicode's composed form, in which names are compared;
     "No finding" is written in any case."""
-    name = unicodedata.normalize("NFC", name)
+    name = images.composed(name)
     return NO_FINDING if name.lower() == NO_FINDING.lower() else name
+
+
+def note_alike(names: Sequence[str], where: str | Path, notes: list[str]) -> None:
+    """Say which classes differ in case alone: often one is a slip."""
+    folded = [name.casefold() for name in names]
+    alike = [name for name, same in zip(names, folded, strict=True) if folded.count(same) > 1]
+    if alike:
+        notes.append(
+            f"{where}: {', '.join(alike)}: differ in case alone, and are taken for other classes"
+        )
 
 
 def ranked(classes: dict[int, str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -172,6 +187,7 @@ def flatten(rows: Iterable[Row], ids: Iterable[str]) -> dict:
         "labels": np.array([row.label for row in rows], np.int64),
         "readers": np.array([row.rad_id for row in rows], np.str_),
         "boxes": np.array([row[3:] for row in rows], np.float64).reshape(-1, 4),
+        "sizes": {},
     }
 
 
@@ -226,17 +242,19 @@ def parse_image_id(text: str) -> str:
         if len(parts) == 1:
             raise
         raise InputError(f"image_id {text!r} is not the name of a file") from error
-    return images.path_id(text) if len(parts) > 1 else unicodedata.normalize("NFC", text)
+    return images.path_id(text) if len(parts) > 1 else images.composed(text)
 
 
-def check_reader(name: str) -> None:
-    """A table of all rows has as much room for each name as the longest one needs.
+def parse_reader(name: str) -> str:
+    """The name of a reader, composed. A table of all rows has as much room for each as the longest
+    one needs.
 
     Raises:
         InputError: without the place, which the caller knows.
     """
     if len(name) > LONGEST_NAME:
         raise InputError(f"rad_id {name[:20]!r}... is longer than {LONGEST_NAME} characters")
+    return images.composed(name)
 
 
 def check_box(box: Iterable[float], given: str) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jaxdet import InputError
 from tfds_vinbig import kaggle, vindr
-from tfds_vinbig.records import STRICT, Allowed, Folder, raise_all
+from tfds_vinbig.records import STRICT, Allowed, Folder, note_alike, raise_all
 
 
 class Source(NamedTuple):
@@ -147,10 +147,7 @@ def join(sets: Sequence[Folder], places: Sequence[str]) -> Folder:
     shared = [name for name in names if sum(name in one.class_names for one in sets) > 1]
     if shared:
         notes.append(f"{', '.join(shared)}: in several sets, and taken for the same class")
-    folded = [name.casefold() for name in names]
-    alike = [name for name, same in zip(names, folded, strict=True) if folded.count(same) > 1]
-    if alike:
-        notes.append(f"{', '.join(alike)}: differ in case alone, and are taken for other classes")
+    note_alike(names, " and ".join(map(str, places)), notes)
     if unknown:
         notes.append(
             f"{len(sets)} sets are joined: {unknown} pairs of image and class are unknown, and "

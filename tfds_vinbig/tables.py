@@ -37,7 +37,7 @@ def read_table(path: str | Path, problems: list[str], *needed: tuple[str, ...]) 
     except OSError as error:
         problems.append(f"{path}: cannot read this file ({error.strerror})")
     except UnicodeError:
-        problems.append(f"{path}: not a text file in UTF-8")
+        problems.append(f"{path}: not a text file in UTF-8: save it as one")
     except csv.Error as error:
         problems.append(f"{path}: not a CSV file ({error})")
     except ValueError:  # a zero byte in the name

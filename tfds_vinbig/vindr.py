@@ -23,12 +23,12 @@ from tfds_vinbig.records import (
     Folder,
     Record,
     Row,
-    check_reader,
     check_units,
     drop_empty,
     drop_repeated,
     flatten,
     parse_image_id,
+    parse_reader,
     raise_all,
     ranked,
 )
@@ -167,7 +167,7 @@ def _read_rows(
         reader = fields[table.at["rad_id"]] if "rad_id" in table.at else CONSENSUS
         try:
             image_id = parse_image_id(image_id)
-            check_reader(reader)
+            reader = parse_reader(reader)
             class_id = _IDS.get(word.lower())
             if class_id is None and word.lower() not in _GLOBAL:
                 raise InputError(f"unknown class_name {word!r}; the release has 22 with boxes")
@@ -227,7 +227,7 @@ def _read_labels(path: Path, problems: list[str]) -> dict[tuple[str, str], tuple
         reader = fields[table.at["rad_id"]] if "rad_id" in table.at else CONSENSUS
         try:
             image_id = parse_image_id(image_id)
-            check_reader(reader)
+            reader = parse_reader(reader)
             if word and parse_number(word) not in (0, 1):
                 raise InputError(f"{NO_FINDING} is {word!r}, not 0 or 1")
         except InputError as error:

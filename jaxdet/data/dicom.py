@@ -18,7 +18,15 @@ from jaxtyping import UInt8
 
 from jaxdet import InputError
 from jaxdet.data import grey
-from jaxdet.data.dicom_greys import Greys, element, grey_of_values, read_greys, shown
+from jaxdet.data.dicom_greys import (
+    OVERLAY_POSITIONS,
+    Greys,
+    element,
+    grey_of_values,
+    read_greys,
+    shown,
+    with_bits_needed,
+)
 
 SUFFIXES = (".dcm", ".dicom")
 MODALITIES = ("CR", "DX", "RG")  # computed and digital radiographs, and digitised films
@@ -29,7 +37,7 @@ _TAGS = [
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration",
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction",
     "WindowCenter", "WindowWidth", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelData",
-    "FloatPixelData", "DoubleFloatPixelData",
+    "FloatPixelData", "DoubleFloatPixelData", *OVERLAY_POSITIONS,
 ]  # fmt: skip
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _HTJ2K = tuple(f"1.2.840.10008.1.2.4.{i}" for i in (201, 202, 203))
@@ -75,7 +83,9 @@ def read(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "height width"
     # Bits above those stored are looked at in `grey_of_values`: padding may have them.
     stored, _ = decoder.as_array(found, decoding_plugin=plugin, correct_unused_bits=False)
     low, high = int(stored.min()), int(stored.max())
-    table, notes = grey_of_values(greys, low, grey.count(stored, low, high))
+    counts = grey.count(stored, low, high)
+    greys = with_bits_needed(greys, stored, low, counts)
+    table, notes = grey_of_values(greys, low, counts)
     pixels = np.empty(stored.shape, np.uint8)
     for i, row in enumerate(stored):  # as a whole it would take 8 bytes a pixel
         pixels[i] = table[row.astype(np.int32) - low]

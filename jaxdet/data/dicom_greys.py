@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 
 from jaxdet import InputError
 from jaxdet.data import grey
@@ -15,10 +15,12 @@ from jaxdet.data import grey
 PADDED = "padding is left out of the range of greys, and black"
 BEYOND = "values that the bits stored cannot have are taken for padding, and black"
 BITS_ABOVE = "bits above those stored are in use, such as for an overlay, and left out"
+BITS_NEEDED = "values need more bits than the header says are stored, and are read with them"
 PASSED_OVER = "a window or table of greys that cannot be is passed over"
 UNKNOWN_FUNCTION = "a VOILUTFunction that nobody knows is read as LINEAR"
 INVERTED = "stored with white as zero, inverted"
 PADDINGS = 16  # as many values or fewer beyond the bits stored are no picture, with bits above it
+OVERLAY_POSITIONS = [(group << 16) + 0x0102 for group in range(0x6000, 0x6020, 2)]
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
 
@@ -35,6 +37,7 @@ class Greys(NamedTuple):
     stored: tuple[int, int]  # the lowest and the highest value that the bits stored may have
     is_negative: bool
     is_own: bool  # 8 bits that are grey levels already
+    has_overlay: bool  # in the bits above those stored, as the header says
     notes: tuple[str, ...]
 
     def seen(self, values: Float[np.ndarray, "levels"]) -> Float[np.ndarray, "levels"]:
@@ -66,7 +69,7 @@ def read_greys(found: Any) -> Greys:
     bits = found.BitsStored
     stored = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
     padding, notes = _padding(found, signed), tuple(dict.fromkeys(notes))
-    greys = Greys(modality, voi, padding, stored, negative, is_own, notes)
+    greys = Greys(modality, voi, padding, stored, negative, is_own, _has_overlay(found), notes)
     # Every step is monotonous between the lowest and the highest value that there may be.
     top = 1 << found.BitsAllocated
     with np.errstate(all="ignore"):
@@ -125,6 +128,18 @@ def _window(found: Any, notes: list[str]) -> tuple[str, float, float] | None:
     return None
 
 
+def _has_overlay(found: Any) -> bool:
+    """Whether an overlay plane (PS3.3 C.9.2 of 2004 and before) is in the bits above those stored;
+    one with data of its own has the position 0."""
+    for element_of in OVERLAY_POSITIONS:
+        try:
+            if int(found[element_of].value) >= found.BitsStored:
+                return True
+        except Exception:  # there is none, or pydicom raises whatever it runs into
+            continue
+    return False
+
+
 def _padding(found: Any, signed: bool) -> tuple[int, int] | None:
     """The lowest and the highest stored value that is no picture."""
     ends = []
@@ -147,6 +162,63 @@ def _is_padding(greys: Greys, values: Int[np.ndarray, "values"]) -> Bool[np.ndar
     return (values >= greys.padding[0]) & (values <= greys.padding[1])
 
 
+def _is_beyond(
+    greys: Greys, values: Int[np.ndarray, "values"], counts: Int[np.ndarray, "values"]
+) -> Bool[np.ndarray, "values"]:
+    """Which values that pixels have are none that the bits stored can have, nor padding."""
+    least, most = greys.stored
+    return ((values < least) | (values > most)) & ~_is_padding(greys, values) & (counts > 0)
+
+
+def _cut(greys: Greys, values: Int[np.ndarray, "values"]) -> Int[np.ndarray, "values"]:
+    """Values without the bits above those stored."""
+    least, most = greys.stored
+    return (values - least) % (most - least + 1) + least
+
+
+def with_bits_needed(
+    greys: Greys,
+    stored: Integer[np.ndarray, "height width"],
+    low: int,
+    counts: Int[np.ndarray, "values"],
+) -> Greys:
+    """The same, or with a range that holds all values, where BitsStored is too small for the film.
+
+    What is in the bits above is told by its neighbours: a film of more bits goes on smoothly from
+    4095 to 4096, where cutting off bits makes a step to 0; an overlay there makes steps that
+    cutting it off removes. So of pixels beside or below each other that differ in these bits, those
+    count that are nearer as they are, and those that are nearer without. Where the header says that
+    an overlay is there, it is.
+    """
+    values = np.arange(low, low + len(counts))
+    beyond = _is_beyond(greys, values, counts)
+    if greys.has_overlay or np.count_nonzero(beyond) <= PADDINGS:
+        return greys
+    cut = _cut(greys, values)
+    above = values - cut
+    is_none = _is_padding(greys, values) | _is_padding(greys, cut)
+    nearer = {True: 0, False: 0}  # with the bits above, and without
+    before = np.empty(0, np.int64)
+    for row in stored:  # as a whole it would take 8 bytes a pixel
+        at = row.astype(np.int64) - low
+        for a, b in ((at[:-1], at[1:]), (before, at[: len(before)])):
+            differ = (above[a] != above[b]) & ~is_none[a] & ~is_none[b]
+            a, b = a[differ], b[differ]
+            whole, part = abs(values[a] - values[b]), abs(cut[a] - cut[b])
+            nearer[True] += np.count_nonzero(whole < part)
+            nearer[False] += np.count_nonzero(part < whole)
+        before = at
+    if nearer[True] <= nearer[False]:
+        return greys
+    there = values[(counts > 0) & ~_is_padding(greys, values)]
+    share = counts[beyond].sum() / counts.sum()
+    return greys._replace(
+        stored=(min(greys.stored[0], there[0]), max(greys.stored[1], there[-1])),
+        is_own=False,
+        notes=(*greys.notes, grey.note(BITS_NEEDED, share)),
+    )
+
+
 def grey_of_values(
     greys: Greys, low: int, counts: Int[np.ndarray, "values"]
 ) -> tuple[UInt8[np.ndarray, "values"], tuple[str, ...]]:
@@ -158,15 +230,14 @@ def grey_of_values(
     no_picture = padded = _is_padding(greys, values)
     # A few values beyond the bits stored, such as 65535 and 32768, are padding without a tag. Many
     # are those of the picture with something in the bits above, such as an overlay.
-    least, most = greys.stored
-    beyond = ((values < least) | (values > most)) & ~no_picture & (counts > 0)
+    beyond = _is_beyond(greys, values, counts)
     if share := counts[beyond].sum() / whole:
         few = np.count_nonzero(beyond) <= PADDINGS
         notes.append(grey.note(BEYOND if few else BITS_ABOVE, share))
         if few:
             no_picture = padded | beyond
         else:
-            values = (values - least) % (most - least + 1) + least
+            values = _cut(greys, values)
             # Padding too may have an overlay over it, or no sign in the bits above.
             no_picture = padded = padded | _is_padding(greys, values)
     if share := counts[padded].sum() / whole:

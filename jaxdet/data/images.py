@@ -35,7 +35,15 @@ INVERTED = dicom_greys.INVERTED
 FLAT = "all pixels have the same grey level: there is nothing to see"
 NEARLY_FLAT = "nearly all pixels have the same grey level: there is hardly anything to see"
 PADDED, EXTREME = dicom_greys.PADDED, grey.EXTREME
-OF_PIXELS = (FLAT, NEARLY_FLAT, PADDED, dicom_greys.BEYOND, dicom_greys.BITS_ABOVE, EXTREME)
+OF_PIXELS = (
+    FLAT,
+    NEARLY_FLAT,
+    PADDED,
+    dicom_greys.BEYOND,
+    dicom_greys.BITS_ABOVE,
+    dicom_greys.BITS_NEEDED,
+    EXTREME,
+)
 NotInstalled = dicom.NotInstalled
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
@@ -125,14 +133,18 @@ def image_id(path: str | Path, folder: str | Path | None = None) -> str:
     return path_id(Path(path).name if folder is None else Path(path).relative_to(folder))
 
 
-def path_id(path: str | PurePath) -> str:
-    """The `image_id` of a path below the folder of pictures; a backslash is a separator too.
+def composed(name: str) -> str:
+    """The form of a name in which names are compared, Unicode's composed one (NFC): macOS writes
+    those of files decomposed, tables are not."""
+    return unicodedata.normalize("NFC", name)
 
-    In Unicode's composed form (NFC): macOS writes the names of files decomposed, tables are not.
-    """
+
+def path_id(path: str | PurePath) -> str:
+    """The `image_id` of a path below the folder of pictures, composed; a backslash is a separator
+    too."""
     *folders, name = [part for part in re.split(r"[/\\]", str(path)) if part not in ("", ".")]
     name = Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name
-    return unicodedata.normalize("NFC", "__".join([*folders, name]))
+    return composed("__".join([*folders, name]))
 
 
 def read(path: str | Path) -> Picture:

@@ -131,12 +131,14 @@ def read_groups(groups: str, ids: np.ndarray) -> np.ndarray:
         table = pd.read_csv(
             os.path.expanduser(file), dtype=str, keep_default_na=False, encoding="utf-8-sig"
         )
+        table.columns = map(images.composed, table.columns)
+        column = images.composed(column)
         table = table[["image_id", column]]
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"config.data.groups: {groups!r} is not FILE.csv:COLUMN, by image_id ({error})"
         ) from error
-    table = table.apply(lambda cells: cells.str.strip())
+    table = table.apply(lambda cells: cells.str.strip().map(images.composed, na_action="ignore"))
     known = set(ids.tolist())
     table["image_id"] = [  # a path stands for its id
         name if name in known or not name.strip("/\\.") else images.path_id(name)

@@ -58,12 +58,13 @@ def find_files(named: Sequence[Path], output: Path) -> list[Path]:
     Raises:
         InputError: if there are none, or they have another form.
     """
-    if output.suffix not in (".csv", ".json"):
+    suffix = output.suffix.lower()
+    if suffix not in (".csv", ".json"):
         raise InputError(f"--output: {output} ends neither in .csv (submission) nor .json (COCO)")
-    own = "submission.csv" if output.suffix == ".csv" else "detections.json"
+    own = "submission.csv" if suffix == ".csv" else "detections.json"
     files = [place / own if place.is_dir() else place for place in named]
-    if not files or any(file.suffix != output.suffix for file in files):
-        raise InputError(f"--submissions: needs workdirs, or {output.suffix} files as --output is")
+    if not files or any(file.suffix.lower() != suffix for file in files):
+        raise InputError(f"--submissions: needs workdirs, or {suffix} files as --output is")
     return files
 
 

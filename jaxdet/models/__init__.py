@@ -44,6 +44,7 @@ from jaxdet.ops.matching import MATCHERS
 
 DETECTORS = {"retinanet": RetinaNet, "fcos": FCOS}
 BACKBONES = {"resnet": ResNet, "convnext": ConvNeXt}
+_ABSTRACT = {}  # of `abstract`: a run asks several times, and flax takes a second each time
 
 
 def create(
@@ -102,10 +103,13 @@ def abstract(
     model: Any, loss: Any, num_classes: int, image_size: int
 ) -> tuple[nnx.GraphDef, dict[str, nnx.State]]:
     """The structure, and shapes and types of {"params", "batch_stats"}: no parameter is made."""
-    graphdef, params, batch_stats = split(
-        nnx.eval_shape(lambda: create(model, loss, num_classes, image_size, nnx.Rngs(0)))
-    )
-    return graphdef, {"params": params, "batch_stats": batch_stats}
+    key = str((model, loss, num_classes, image_size))
+    if key not in _ABSTRACT:
+        graphdef, params, batch_stats = split(
+            nnx.eval_shape(lambda: create(model, loss, num_classes, image_size, nnx.Rngs(0)))
+        )
+        _ABSTRACT[key] = graphdef, {"params": params, "batch_stats": batch_stats}
+    return _ABSTRACT[key]
 
 
 def frozen_parameters(frozen_stages: int) -> tuple[str, ...]:

@@ -112,10 +112,14 @@ def centerness(distances: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
 
 
 class BoxHead(Head):
-    """A head of four distances, and beside them the logit of the centre-ness."""
+    """A head of four distances, and beside them the logit of the centre-ness.
+
+    Distances begin near 1 stride, as the paper's exp(0). From torchvision's 0, a side whose output
+    the first steps push below 0 for all places has no gradient any more, and stays 0.
+    """
 
     def __init__(self, channels: int, hidden: int, depth: int, **options):
-        super().__init__(channels, hidden, depth, 4, **options)
+        super().__init__(channels, hidden, depth, 4, final_bias=1.0, **options)
         common = {name: options[name] for name in ("dtype", "rngs")}
         self.centerness = head_conv(hidden if depth else channels, 1, **common)
 

@@ -57,4 +57,5 @@ def plan_detector(
 def abstract_detector(config: ConfigDict, num_classes: int) -> nnx.Module:
     """The detector of a config without any weights, to ask what it is."""
     sections = config.model, config.loss, num_classes, config.data.image_size
-    return nnx.eval_shape(lambda: models.create(*sections, nnx.Rngs(0)))
+    graphdef, abstract = models.abstract(*sections)
+    return nnx.merge(graphdef, *abstract.values())

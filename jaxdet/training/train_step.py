@@ -159,17 +159,14 @@ def compile_training(
     The step takes the state's memory for the new one.
     """
 
-    def create():
-        sections = config.model, config.loss, num_classes, config.data.image_size
-        return models.create(*sections, nnx.Rngs(config.seed))
-
-    model = nnx.eval_shape(create)  # its structure alone
+    sections = config.model, config.loss, num_classes, config.data.image_size
+    graphdef, shapes = models.abstract(*sections)
     frozen = models.frozen_parameters(config.model.backbone.frozen_stages)
-    graphdef, shapes, _ = models.split(model)
-    optimizer = make_optimizer(config.train, frozen, shapes)
+    optimizer = make_optimizer(config.train, frozen, shapes["params"])
 
     def init():
-        _, params, batch_stats = models.split(create())
+        model = models.create(*sections, nnx.Rngs(config.seed))
+        _, params, batch_stats = models.split(model)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,

@@ -1,3 +1,5 @@
+import unicodedata
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -79,6 +81,15 @@ def test_a_path_stands_for_its_id(tmp_path):
     file.write_text("patient,image_id\n1,p1/view.png\n2,p2\\view\n3,a.png\n4,a\n5,\n6,/\n")
     ids = np.array(["p2__view", "p1__view", "a.png"])
     assert read_groups(f"{file}:patient", ids).tolist() == ["2", "1", "3"]
+
+
+def test_names_are_compared_composed(tmp_path):
+    """A patient whose name is written in two forms is one, and stays in one fold."""
+    two = [unicodedata.normalize(form, "phổi") for form in ("NFC", "NFD")]
+    file = tmp_path / "info.csv"
+    file.write_text(f"{two[0]},image_id\n{two[0]},{two[1]}\n{two[1]},b\n")
+    found = read_groups(f"{file}:{two[1]}", np.array([two[0], "b"]))
+    assert found.tolist() == [two[0]] * 2
 
 
 @pytest.mark.parametrize(

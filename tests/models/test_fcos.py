@@ -190,6 +190,14 @@ def test_every_parameter_learns_and_distances_are_no_less_than_0():
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, name
 
 
+def test_no_side_of_a_box_is_without_a_gradient_at_first():
+    """A ReLU that is 0 everywhere stays so."""
+    config = networks.model_config(name="fcos", head_norm="group")
+    model = models.create(config, networks.LOSS, 3, 64, nnx.Rngs(0))
+    distances = model(jnp.array(networks.images(3)), train=False).distances
+    assert ((0.5 < distances) & (distances < 2)).mean() > 0.95
+
+
 def test_size_is_torchvisions():
     """32,269,600 without its frozen BatchNorm and with three input channels."""
     config = networks.model_config(

@@ -16,6 +16,8 @@ from jaxdet.training import loop
 @pytest.fixture
 def classifier(config, tmp_path):
     """A ResNet for grey pictures in the names of others: the file, and a kernel of it."""
+    config.model.backbone.width = 8
+    config.model.update({"levels": (5,), "fpn_channels": 8, "head_channels": 8})
     _, abstract = models.abstract(config.model, config.loss, 14, 64)
     rng, state = np.random.default_rng(0), {}
     for path, x in jax.tree_util.tree_leaves_with_path(abstract):
@@ -64,7 +66,7 @@ def test_a_run_from_a_file_that_does_not_fit_leaves_nothing(
     config, dataset, sets, classifier, tmp_path
 ):
     config.model.init_from = str(classifier[0])
-    config.model.backbone.width = 8
+    config.model.backbone.width = 4
     with pytest.raises(InputError, match=r"config\.model\.init_from: .*resnet\.npz"):
         loop.train(config, retina.get_fields(), dataset, *sets, tmp_path / "run")
     assert not (tmp_path / "run").exists()

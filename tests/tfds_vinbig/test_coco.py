@@ -283,7 +283,7 @@ def replace_by_link(path, target):
     [
         (lambda f: (f / "b.png").unlink(), "pictures/b.png: no such image, but"),
         (lambda f: (f / "b.png").write_text("x"), "pictures/b.png: not a PNG"),
-        (lambda f: Image.new("L", (60, 90)).save(f / "b.png"), "are width and height exchanged?"),
+        (lambda f: Image.new("L", (60, 90)).save(f / "b.png"), "are width and height exchanged"),
         (lambda f: replace_by_link(f / "b.png", "/etc/passwd"), "a link that leads out of"),
         (lambda f: replace_by_link(f / "b.png", f / "gone"), "pictures/b.png: cannot read"),
         (lambda f: write(f.parent / "x.json", changed("annotations[1]", bbox=[0, 0, 91.25, 60])),

@@ -8,7 +8,7 @@ from pycocotools import mask as masks
 from jaxdet import InputError
 from tests.tfds_vinbig import test_coco
 from tests.tfds_vinbig.test_coco import INSTANCES, changed, message, write
-from tfds_vinbig import coco
+from tfds_vinbig import coco, results
 from tfds_vinbig.records import Allowed
 
 folder = test_coco.folder  # the pictures of INSTANCES, and x.json beside
@@ -62,17 +62,80 @@ def test_run_lengths_of_more_than_32_bits_are_refused(tmp_path):
     assert "size [1000000, 1000000] is not" in message(coco.read_annotations, path)
 
 
-def test_run_lengths_say_the_size_of_an_image_that_does_not(tmp_path, folder):
-    """Its picture is of half that size."""
-    data = changed("annotations[0]", bbox=None, segmentation=mask_of(80, 40))
-    for field in ("height", "width"):
-        del data["images"][1][field]
-    found = coco.read_instances(write(tmp_path / "x.json", data), folder)
+def unsized(*masks):
+    """INSTANCES without the size of image 7, whose annotations have these masks; the first is a
+    crowd's."""
+    data = changed("images[1]", height=None, width=None)
+    data["annotations"] = [
+        {"image_id": 7, "category_id": 2, "segmentation": mask_of(*size), "iscrowd": int(i == 0)}
+        for i, size in enumerate(masks)
+    ]
+    return data
+
+
+def test_without_a_size_run_lengths_are_of_the_picture(tmp_path, folder):
+    """What a crowd says, which comes first, does not matter where the picture can be looked at."""
+    path = write(tmp_path / "x.json", unsized((80, 40), (40, 20)))
+    found = coco.read_instances(path, folder)
     record = next(record for record in found.train if record.image_id == "sub__a")
-    assert (record.height, record.width) == (80, 40)
-    data["annotations"][2].update(bbox=None, segmentation=mask_of(40, 20))
-    said = message(coco.read_instances, write(tmp_path / "x.json", data), folder)
-    assert "annotations[2]: segmentation's size [40, 20] is not that of its image, [80, 40]" in said
+    assert (record.height, record.width) == (40, 20) and record.rows[0][3:] == (1, 2, 2, 4)
+    path = write(tmp_path / "x.json", unsized((40, 20), (80, 40)))
+    assert message(coco.read_instances, path, folder).startswith(
+        f"{path}: annotations[1]: segmentation's size [80, 40] is not that of its picture, [40, 20]"
+    )
+
+
+def test_without_a_size_nor_a_picture_run_lengths_agree(tmp_path):
+    path = write(tmp_path / "x.json", unsized((80, 40), (80, 40)))
+    read = coco.read_annotations(path)
+    assert read.boxes[0].tolist() == [1, 2, 2, 4] and len(read.crowds) == 1
+    path = write(tmp_path / "x.json", unsized((80, 40), (40, 20)))
+    assert message(coco.read_annotations, path).startswith(
+        f"{path}: annotations[1]: segmentation's size [40, 20] is not that of annotations[0], "
+        "[80, 40] ([height, width])"
+    )
+
+
+def detections(path, *sizes):
+    rows = [
+        {"image_id": 7, "category_id": 2, "segmentation": mask_of(*size), "score": 0.5}
+        for size in sizes
+    ]
+    return write(path, rows)
+
+
+def test_detections_in_run_lengths_of_another_size_are_refused(tmp_path):
+    path = write(tmp_path / "x.json", INSTANCES)
+    truth = coco.read_annotations(path)
+    _, table = coco.read_detections(detections(tmp_path / "d.json", (40, 20)), truth)
+    assert table.boxes[0].tolist() == [1, 2, 2, 4]
+    found = detections(tmp_path / "d.json", (40, 20), (20, 10))
+    with pytest.raises(InputError) as raised:
+        results.read_scored(path, found, None)
+    assert str(raised.value) == (
+        f"{found}: [1]: segmentation's size [20, 10] is not that of its image, [40, 20] "
+        "([height, width])"
+    )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_image_without_a_size_has_that_of_the_first_run_lengths(tmp_path, known):
+    data = unsized((80, 40)) if known else changed("images[1]", height=None, width=None)
+    path = write(tmp_path / "x.json", data)
+    one, two = (detections(tmp_path / f"{i}.json", (80 // i, 40 // i)) for i in (1, 2))
+    results.read_scored(path, one, one)
+    whose = "annotations[0]" if known else f"{one}: [0]"
+    with pytest.raises(InputError, match="size .40, 20. is not that of") as raised:
+        results.read_scored(path, one, two)
+    assert f"{two}: [0]: " in str(raised.value) and f"of {whose}, [80, 40]" in str(raised.value)
+
+
+def test_members_of_an_ensemble_have_run_lengths_of_one_size(tmp_path):
+    one, two = (detections(tmp_path / f"{i}.json", (80 // i, 40 // i)) for i in (1, 2))
+    assert len(results.read_all([one, one]).tables) == 2
+    assert f"{two}: [0]: segmentation's size [40, 20] is not that of {one}: [0]" in message(
+        results.read_all, [one, two]
+    )
 
 
 CORNERS = [(12, [20, 10, 80, 50]), (12, [50, 30, 90, 60]), (7, [5, 20, 20, 40])]

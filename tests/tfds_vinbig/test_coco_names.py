@@ -180,10 +180,49 @@ def test_an_image_is_called_as_the_first_file_has_it(tmp_path, first, second):
     ]
     read = results.read_all(paths)
     assert read.image_ids == {"1": first} and [table.image[0] for table in read.tables] == [0, 0]
-    assert f"1.json: 1 image_ids, {second!r} first, are numbers where another" in read.notes[0]
+    (note,) = read.notes
+    assert f"1.json: 1 image_ids, {second!r} first, are numbers where another" in note
     write(paths[1], [{**ROW, "image_id": "01"}, {**ROW, "image_id": first}])
     read = results.read_all(paths)
     assert read.image_ids == {"1": first, "01": "01"} and read.notes == []
+
+
+@pytest.mark.parametrize("first, second", [(1, "01"), ("01", 1)])
+def test_an_image_by_its_number_in_several_files(tmp_path, first, second):
+    """With another image in common: as two, these two would be fused with nothing."""
+    paths = [
+        write(tmp_path / f"{i}.json", [{**ROW, "image_id": image_id}, ROW])
+        for i, image_id in enumerate((first, second))
+    ]
+    read = results.read_all(paths)
+    assert list(read.image_ids.values()) == [first, 7]
+    assert [table.image[:2].tolist() for table in read.tables] == [[0, 1], [0, 1]]
+    (note,) = read.notes
+    assert f"1.json: 1 image_ids, {second!r} first, are numbers where another" in note
+    # Two texts are two images, and a number may then be either.
+    write(paths[0], [{**ROW, "image_id": "01"}, ROW])
+    write(paths[1], [{**ROW, "image_id": "1"}, ROW])
+    read = results.read_all(paths)
+    assert list(read.image_ids.values()) == ["01", 7, "1"] and read.notes == []
+    paths.append(write(tmp_path / "2.json", [{**ROW, "image_id": 1}, ROW]))
+    said = message(results.read_all, paths)
+    assert said == f"{paths[2]}: image_id 1 may be '01' or '1': write it as the image has it"
+
+
+@pytest.mark.parametrize("images, others", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_image_ids_are_compared_composed(tmp_path, images, others):
+    here, there = (unicodedata.normalize(form, "phổi ảnh") for form in (images, others))
+    data = changed("images[1]", id=here)
+    for place in (0, 2):
+        data["annotations"][place].update(image_id=there, rad_id=("é", "e\u0301")[place // 2])
+    read = annotations(tmp_path, data)
+    assert read.image.tolist()[:3] == [1, 2, 1] and read.image_ids[1] == here
+    assert read.readers[0] == read.readers[2] == "é"
+    row = {**ROW, "image_id": there, "bbox": [5, 5, 5, 5]}
+    _, table = coco.read_detections(write(tmp_path / "d.json", [row]), read)
+    assert table.image[0] == 1
+    data["images"][0]["id"] = there
+    assert f"images[1]: id {here!r} is there twice" in message(annotations, tmp_path, data)
 
 
 @pytest.mark.parametrize("first, second", [("NFC", "NFD"), ("NFD", "NFC")])

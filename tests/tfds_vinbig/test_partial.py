@@ -16,7 +16,7 @@ from tests.tfds_vinbig.test_own_datasets import make_lungs
 from tfds_vinbig import coco
 from tfds_vinbig import tfds_vinbig_dataset_builder as builder
 from tfds_vinbig.__main__ import main
-from tfds_vinbig.records import Folder
+from tfds_vinbig.records import Allowed, Folder
 from tfds_vinbig.sets import join
 
 
@@ -155,6 +155,30 @@ def test_a_box_without_area_does_not_say_that_all_is_boxed(tmp_path):
         coco.read_annotations(write(tmp_path / "x.json", data))
 
 
+@pytest.mark.parametrize("box, cut", [([25, 5, 9, 9], True), ([20, 5, 0.9, 9], False)])
+def test_a_box_outside_its_image_does_not_say_that_its_class_is_absent(tmp_path, box, cut):
+    """Image sub/a is 20 wide. Where the file says what is absent, a class without a box is unknown;
+    where it does not, all is boxed."""
+    rows = [dict(row) for row in INSTANCES["annotations"]]
+    rows[0]["bbox"] = box  # the Nodule
+    path = instances(tmp_path, [(None, None), ([2], None), (None, None)], rows)
+    read = coco.read_instances(path, tmp_path / "films", None, Allowed(cut_boxes=cut))
+    (record,) = (record for record in read.train if record.image_id == "sub__a")
+    assert record.not_exhaustive == (2,) and [row.label for row in record.rows] == [1]
+    (note,) = (note for note in read.notes if "whose boxes are all left out" in note)
+    assert note.startswith(f"{path}: 1 images") and note.endswith("image sub__a first")
+    # Another box of it in the image: it is boxed.
+    more = [*rows, {**rows[0], "bbox": [1, 2, 3, 4]}]
+    path = instances(tmp_path, [(None, None), ([2], None), (None, None)], more)
+    read = coco.read_instances(path, tmp_path / "films", None, Allowed(cut_boxes=cut))
+    assert not any(record.not_exhaustive for record in read.train)
+    for lists in ((None, None), (None, [5])):
+        path = instances(tmp_path, [(None, None), lists, (None, None)], rows)
+        read = coco.read_instances(path, tmp_path / "films", None, Allowed(cut_boxes=cut))
+        (record,) = (record for record in read.train if record.image_id == "sub__a")
+        assert record.not_exhaustive == (() if lists[1] is None else (1,))
+
+
 def test_a_set_given_twice_is_not_joined_with_itself(tmp_path):
     path = instances(tmp_path, [(None, None)] * 3)
     with pytest.raises(InputError, match="image c of .*x.json is in .*x.json too"):
@@ -165,7 +189,7 @@ def test_classes_that_differ_in_case_are_said():
     one, two = (Folder((name, "Heart"), (0, 1, 2), [], [], []) for name in ("Rib", "rib"))
     joined = join([one, two], ["1", "2"])
     assert joined.class_names == ("Rib", "Heart", "rib")
-    assert joined.notes[-1] == "Rib, rib: differ in case alone, and are taken for other classes"
+    assert joined.notes[-1].startswith("1 and 2: Rib, rib: differ in case alone, and are taken")
 
 
 def test_sets_of_other_classes_are_joined(tmp_path, capsys):

@@ -75,3 +75,38 @@ def test_every_picture_that_cannot_be_read_is_named_at_once(folder):
     with pytest.raises(InputError, match="^25 problems") as caught:
         kaggle.read_folder(folder)
     assert all(f"x{i}.png" in str(caught.value) for i in range(25))
+
+
+def test_ids_with_a_suffix_are_named(folder):
+    change(folder / "train.csv", "b,No", "b.png,No")
+    said = message(kaggle.read_folder, folder)
+    assert "train/b.png.png: no such image" in said and "write b, without the suffix" in said
+
+
+@pytest.mark.parametrize("name", ["\udcff", "p\n"])
+def test_a_name_that_is_no_text_is_named(folder, name):
+    """Bytes of another encoding, or a line break: no id can be made of it."""
+    (folder / "sample_submission.csv").unlink()
+    (folder / "test_meta.csv").unlink()
+    (folder / "train_meta.csv").unlink()
+    for picture in "ab":
+        save(folder / f"train/{picture}.png", np.zeros((300, 200), np.uint8))
+    (folder / "test/p.png").rename(folder / f"test/{name}.png")
+    said = message(kaggle.read_folder, folder)
+    assert said == f"{folder}/test: the name {f'{name}.png'!a} is no line of text: rename it"
+
+
+def test_classes_that_differ_in_case_are_said(folder):
+    write(folder / "train.csv", "a,Heart,3,R9,10,20,110.5,220", "b,heart,4,R1,1,2,30,40")
+    (note,) = kaggle.read_folder(folder, own_classes=True).notes
+    assert note.endswith("train.csv: Heart, heart: differ in case alone, and are taken for other "
+                         "classes")  # fmt: skip
+    assert kaggle.read_annotations(folder / "train.csv").notes == [note]
+
+
+def test_nan_of_no_finding_is_no_box(folder):
+    """As pandas writes it with na_rep."""
+    change(folder / "train.csv", "b,No finding,14,R1,,,,", "b,No finding,14,R1,NaN,nan,,NAN")
+    assert len(kaggle.read_folder(folder).train[1].rows) == 2
+    change(folder / "train.csv", "110.5", "NaN")
+    assert "is not four finite numbers" in message(kaggle.read_folder, folder)

@@ -152,7 +152,7 @@ def test_overfitting_one_batch_reaches_map_1(config, sets, batches):
     """The first thing to try when a detector learns nothing."""
     config.augment.update({"flip": 0.0, "scale": 0.0, "shift": 0.0, "rotate": 0.0})
     config.augment.update({"brightness": 0.0, "contrast": 0.0, "gamma": 0.0})
-    config.train.update({"steps": 150, "ema_decay": 0.9, "learning_rate": 2e-3})
+    config.train.update({"steps": 100, "ema_decay": 0.9, "learning_rate": 3e-3})
     batch = batches[0]
     step, state, mesh = setup(config, 1)
     for _ in range(config.train.steps):
