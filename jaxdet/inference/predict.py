@@ -237,7 +237,7 @@ def predict(
 ) -> Found:
     """Detections in all pictures, which are read while the detector works on those before them.
 
-    At no time are more than two batches in memory. A file that cannot be read is left out, and a
+    At no time are more than two batches, and one film a core, in memory. A file that cannot be read is left out, and a
     problem; its place in the batch is black.
 
     Args:
