@@ -212,7 +212,9 @@ def main(_):
         before = table.get(name)
         worse = before and now[0] < before[0] / SLOWER and now[0] < before[1]
         slower += [name] if worse else []
-        cells = ["{:.3g} ({:.3g} to {:.3g})".format(*x) if x else "" for x in (now, before)]
+        cells = [
+            "{:.3g} ({:.3g} to {:.3g})".format(*x) if x else "not there" for x in (now, before)
+        ]
         print(f"| {name} | {cells[0]} | {cells[1]} | {'SLOWER' if worse else ''} |")
     if slower and not FLAGS.update:
         sys.exit(f"a fifth slower than in {TABLE.name}: {'; '.join(slower)}")

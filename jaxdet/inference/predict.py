@@ -237,8 +237,8 @@ def predict(
 ) -> Found:
     """Detections in all pictures, which are read while the detector works on those before them.
 
-    At no time are more than two batches in memory. A file that cannot be read is left out, and a
-    problem; its place in the batch is black.
+    At no time are more than two batches, and one film a core, in memory. A file that cannot be read
+    is left out, and a problem; its place in the batch is black.
 
     Args:
         grey_levels: of the training images, see `looks_inverted`.

@@ -252,27 +252,26 @@ def test_films_of_all_kinds_predicted_and_drawn(trained, kaggle_folder, tmp_path
 
 
 def test_many_dicoms_are_decoded_by_processes(tmp_path, monkeypatch):
-    """As they would be by threads; a broken one is named alike."""
+    """As they would be by threads; one that is none is named."""
     monkeypatch.setattr(machine, "cores", lambda: 2)
-    levels = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
+    levels = np.random.default_rng(0).integers(0, 240, (80, 64), np.uint8)
     for i in range(predict.FEW_DICOMS):
-        path = dicoms.save(tmp_path / f"{i}.dcm", levels + np.uint8(i), uid.JPEG2000Lossless)
-    data = bytearray(path.read_bytes())
-    data[-300:-100] = bytes(200)
-    path.write_bytes(data)
-
-    def found():
-        pictures = predict.read_pictures(predict.find_files(str(tmp_path)), None)
-        assert not pictures.problems
-        return predict.predict(Loaded(Counting(3), {}, 0), pictures, 1)
+        dicoms.save(tmp_path / f"{i}.dcm", levels + np.uint8(i), uid.JPEG2000Lossless)
+    pictures = predict.read_pictures(predict.find_files(str(tmp_path)), None)
+    (tmp_path / "text.dcm").write_text("no film")
 
     with monkeypatch.context() as patch:  # what is decoded here is not decoded there
         patch.setattr(dicom, "read", None)
-        by_processes = found()
+        by_processes = predict.predict(Loaded(Counting(3), {}, 0), pictures, 1)
+        with (
+            predict._decoder(pictures.files) as decode,
+            pytest.raises(InputError, match=r"text.dcm: not a PNG, JPEG, TIFF or DICOM"),
+        ):
+            decode(tmp_path / "text.dcm")
     monkeypatch.setattr(predict, "FEW_DICOMS", 99)
-    by_threads = found()
+    by_threads = predict.predict(Loaded(Counting(3), {}, 0), pictures, 1)
+    assert by_processes.problems == by_threads.problems == []
     jax.tree.map(np.testing.assert_array_equal, by_processes.table, by_threads.table)
-    assert by_processes.problems == by_threads.problems != [] and "7.dcm" in by_threads.problems[0]
 
 
 def test_the_chest_films_of_pydicom_are_one_picture_four_times(trained, tmp_path):
