@@ -121,7 +121,8 @@ def checked_config() -> ConfigDict:
 
 def open_data(config: ConfigDict):
     """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
-    from tfds_vinbig.drawn import open_dataset
+    from jaxdet.data.dataset import open_dataset
+    from tfds_vinbig.drawn import noted
 
     data_dir = machine.with_home(machine.datasets_folder(config.data.dir), "config.data.dir")
     folder = data_dir / config.data.name
@@ -134,7 +135,7 @@ def open_data(config: ConfigDict):
             drawn_phantom(data_dir / "phantom")
         with stage("building"):
             build("phantom", data_dir)
-    return open_dataset(config.data.name, config.data.dir)
+    return noted(open_dataset(config.data.name, config.data.dir))
 
 
 def train() -> None:
@@ -150,8 +151,7 @@ def train() -> None:
 
     config, folder = checked_config(), path("workdir", True)
     if kept := path("replay"):
-        replay.replay(config, folder, kept)
-        return
+        return replay.replay(config, folder, kept)
     builder = open_data(config)
     with stage("reading"):
         dataset = read_split(builder, "train")

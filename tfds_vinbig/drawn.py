@@ -48,11 +48,8 @@ def tell_older(path: Path, drawing: int) -> None:
         )
 
 
-def open_dataset(name: str, data_dir: str):
-    """See `jaxdet.data.dataset.open_dataset`; a phantom of an older drawing is said to be one."""
-    from jaxdet.data import dataset  # which takes a while; drawing does without
-
-    builder = dataset.open_dataset(name, data_dir)
+def noted(builder):
+    """The TFDS builder of a dataset; where that is a phantom of an older drawing, it is said."""
     tell_older_dataset(Path(builder.data_dir), builder.info.metadata)
     return builder
 
