@@ -17,6 +17,7 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
     "--xla_cpu_use_fusion_emitters=false"
 )
+os.environ.pop("TFDS_DATA_DIR", None)  # of whoever runs the tests, who would be told of it
 # What one test has compiled another need not, in this process or in one that it starts.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="jaxdet-tests-")

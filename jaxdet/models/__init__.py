@@ -103,7 +103,8 @@ def abstract(
     model: Any, loss: Any, num_classes: int, image_size: int
 ) -> tuple[nnx.GraphDef, dict[str, nnx.State]]:
     """The structure, and shapes and types of {"params", "batch_stats"}: no parameter is made."""
-    key = str((model, loss, num_classes, image_size))
+    parts = DETECTORS[model["name"]], BACKBONES[model["backbone"]["name"]]
+    key = *parts, str((model, loss, num_classes, image_size))
     if key not in _ABSTRACT:
         graphdef, params, batch_stats = split(
             nnx.eval_shape(lambda: create(model, loss, num_classes, image_size, nnx.Rngs(0)))

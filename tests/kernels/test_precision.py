@@ -6,6 +6,7 @@ import jax
 import pytest
 from flax import nnx
 
+from jaxdet import models
 from jaxdet.kernels import precision
 from tests import networks
 
@@ -49,8 +50,11 @@ def test_a_device_without_it_computes_in_float32_and_says_so_once(
 
 @pytest.mark.parametrize("kind", ["batch", "convnext"])
 @pytest.mark.parametrize("capability,half", [("7.5", False), ("8.0", True)])
-def test_no_part_of_a_network_is_left_in_bfloat16_there(device, kind, capability, half):
+def test_no_part_of_a_network_is_left_in_bfloat16_there(
+    device, kind, capability, half, monkeypatch
+):
     device("a GPU", compute_capability=capability)
+    monkeypatch.setattr(models, "_ABSTRACT", {})  # of another device
     graphdef, weights = networks.abstract(kind, dtype="bfloat16")
 
     def forward(weights, images):

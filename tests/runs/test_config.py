@@ -3,7 +3,7 @@ import json
 import pytest
 
 from configs import phantom, retina
-from jaxdet import InputError
+from jaxdet import InputError, models
 from jaxdet.models import resnet
 from jaxdet.runs import config as configs
 from jaxdet.runs import workdir
@@ -208,6 +208,7 @@ def test_only_what_a_config_says_is_one_line(monkeypatch):
         raise ValueError("shapes (3,) and (4,) do not match")
 
     monkeypatch.setattr(resnet, "Stem", fails)
+    monkeypatch.setattr(models, "_ABSTRACT", {})  # made anew
     with pytest.raises(ValueError, match="do not match"):
         configs.check(config, fields)
 
