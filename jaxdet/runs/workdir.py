@@ -58,9 +58,8 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
             with finished[path].open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
-                os.fsync(
-                    file.fileno()
-                )  # or a crash of the machine leaves the name, and nothing in it
+                # Or a crash of the machine leaves the name, and nothing in it.
+                os.fsync(file.fileno())
         for path, temporary in finished.items():
             temporary.replace(path)
     except OSError as error:
