@@ -66,7 +66,8 @@ class BatchNorm(nnx.BatchNorm):
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         y, mean, var = batch_norm(wide, self.scale[...], self.bias[...], self.epsilon)
         for average, new in ((self.mean, mean), (self.var, var)):
-            average[...] = self.momentum * average[...] + (1 - self.momentum) * new
+            # Not `average[...] =`, which asks a tracer for its sharding: slow in large networks.
+            average.set_value(self.momentum * average[...] + (1 - self.momentum) * new)
         return y.astype(self.dtype)
 
 

@@ -30,6 +30,7 @@ of training, and are no part of the state: nothing of them is saved.
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from jaxdet.doors import choose, fields_of
@@ -76,6 +77,27 @@ def create(
     return detector(**fields_of(detector, parts))
 
 
+class _Stream(nnx.RngStream):
+    """Gives the keys of `nnx.RngStream`, counted by NumPy.
+
+    Flax asks a count that is traced for what a tracer does not have, and JAX answers by walking
+    through all that was traced so far: at each key, for seconds in a large network.
+    """
+
+    def __call__(self) -> jax.Array:
+        count = self.count.get_value()
+        self.count.set_value(count + np.uint32(1))
+        return jax.random.fold_in(self.key[...], count)
+
+
+def keys(seed: int) -> nnx.Rngs:
+    """The keys of `nnx.Rngs(seed)`, in less time where they are traced."""
+    rngs = nnx.Rngs(seed)
+    rngs.default = _Stream(seed, tag="default")
+    rngs.default.count.set_value(np.uint32(0))
+    return rngs
+
+
 def as_if_planned(model: Any) -> dict[str, Any]:
     """`config.model` with some value for each field that `plan` has still to choose."""
     planned = DETECTORS[model["name"]].planned
@@ -107,7 +129,7 @@ def abstract(
     key = *parts, str((model, loss, num_classes, image_size))
     if key not in _ABSTRACT:
         graphdef, params, batch_stats = split(
-            nnx.eval_shape(lambda: create(model, loss, num_classes, image_size, nnx.Rngs(0)))
+            nnx.eval_shape(lambda: create(model, loss, num_classes, image_size, keys(0)))
         )
         _ABSTRACT[key] = graphdef, {"params": params, "batch_stats": batch_stats}
     return _ABSTRACT[key]

@@ -95,7 +95,7 @@ def make_train_step(
         before = {name: getattr(state, name) for name in changed}
         after = TrainState(
             step=state.step + 1,
-            **jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, before),
+            **jax.tree.map(lambda new, old: jax.lax.select(finite, new, old), changed, before),
             skipped_steps=state.skipped_steps + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
@@ -165,7 +165,7 @@ def compile_training(
     optimizer = make_optimizer(config.train, frozen, shapes["params"])
 
     def init():
-        model = models.create(*sections, nnx.Rngs(config.seed))
+        model = models.create(*sections, models.keys(config.seed))
         _, params, batch_stats = models.split(model)
         return TrainState(
             step=jnp.zeros((), jnp.int32),

@@ -75,7 +75,7 @@ def test_centerness_by_hand():
 def model_of(loss=networks.LOSS, **fields):
     """A detector that holds shapes for parameters: for what needs none."""
     config = networks.model_config(name="fcos", **fields)
-    return nnx.eval_shape(lambda: models.create(config, loss, 3, 64, nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: models.create(config, loss, 3, 64, models.keys(0)))
 
 
 def batch(model, count=3):
@@ -205,7 +205,7 @@ def test_size_is_torchvisions():
         head_norm="group", image_head=False,
     )  # fmt: skip
     config["backbone"].update(depth=50, width=64, norm="frozen_batch")
-    make = lambda: models.create(config, networks.LOSS, 91, 256, nnx.Rngs(0))  # noqa: E731
+    make = lambda: models.create(config, networks.LOSS, 91, 256, models.keys(0))  # noqa: E731
     params = nnx.state(nnx.eval_shape(make), nnx.Param)
     one_channel_instead_of_three = 2 * 64 * 7 * 7
     count = sum(x.size for x in jax.tree.leaves(params))
@@ -234,7 +234,7 @@ def test_configs_that_name_it_can_be_followed():
         configs.check(config, fields)
         model = nnx.eval_shape(
             lambda c=config: models.create(
-                models.as_if_planned(c.model), c.loss, 14, c.data.image_size, nnx.Rngs(0)
+                models.as_if_planned(c.model), c.loss, 14, c.data.image_size, models.keys(0)
             )
         )
         assert model.describe() == f"FCOS, levels {levels}, centre sampling within 1.5 strides"

@@ -25,7 +25,7 @@ def num_parameters(make):
 def backbone(kind, **options):
     fields = {**networks.model_config(kind)["backbone"], **options}
     make = models.BACKBONES[fields["name"]]
-    return make(**fields_of(make, fields), rngs=nnx.Rngs(0))
+    return make(**fields_of(make, fields), rngs=models.keys(0))
 
 
 def test_size_is_torchvisions():
@@ -35,7 +35,7 @@ def test_size_is_torchvisions():
         anchor_scales=(4.0, 5.04, 6.35), aspect_ratios=(0.5, 1.0, 2.0), image_head=False,
     )  # fmt: skip
     config["backbone"].update(depth=50, width=64)
-    make = lambda: models.create(config, networks.LOSS, 91, 256, nnx.Rngs(0))  # noqa: E731
+    make = lambda: models.create(config, networks.LOSS, 91, 256, models.keys(0))  # noqa: E731
     one_channel_instead_of_three = 2 * 64 * 7 * 7
     assert num_parameters(make) == 34_014_999 + 53_120 - one_channel_instead_of_three
 
@@ -109,6 +109,13 @@ def test_untrained_scores_are_the_prior_and_boxes_the_anchors():
     outputs = jit(outputs)(networks.images())
     np.testing.assert_allclose(jax.nn.sigmoid(outputs.class_logits), 0.01, rtol=0.3)
     assert np.abs(outputs.box_offsets).max() < 0.5
+
+
+def test_keys_are_those_that_flax_gives():
+    ours, flaxs = models.keys(7), nnx.Rngs(7)
+    for name in ("params", "params", "dropout"):
+        assert getattr(ours, name)() == getattr(flaxs, name)()
+    assert ours.dropout.fork()() == flaxs.dropout.fork()()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -56,7 +56,7 @@ class FCOSAsTorchvision(FCOS):
 
 def create(version, dtype):
     options = VERSIONS[version]
-    rngs = nnx.Rngs(0)
+    rngs = models.keys(0)
     backbone = ResNet(
         depth=50, width=64, norm=options["norm"], frozen_stages=0, in_channels=3, dtype=dtype,
         rngs=rngs,

@@ -111,7 +111,7 @@ def test_the_image_head_says_how_normal_the_image_is():
 def model_of(loss=networks.LOSS, **fields):
     """A detector that holds shapes for parameters: for what needs none."""
     config = networks.model_config(**fields)
-    return nnx.eval_shape(lambda: models.create(config, loss, 3, 64, nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: models.create(config, loss, 3, 64, models.keys(0)))
 
 
 def batch(anchors, count=3):

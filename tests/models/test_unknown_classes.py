@@ -17,7 +17,7 @@ def test_what_may_be_there_is_no_background(name):
     """The first image has a box of class 1, of which there may be more; of class 2 all is unknown.
     In the second everything is known, and there is nothing."""
     config = networks.model_config(name=name, image_head=True)
-    model = nnx.eval_shape(lambda: models.create(config, networks.LOSS, 3, 64, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: models.create(config, networks.LOSS, 3, 64, models.keys(0)))
     graphdef, weights = models.abstract(config, networks.LOSS, 3, 64)
     run = lambda *arrays: nnx.merge(graphdef, *arrays)(jnp.zeros((2, 64, 64, 1)), train=True)  # noqa: E731
     rng = np.random.default_rng(0)

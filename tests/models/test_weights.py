@@ -85,7 +85,7 @@ def backbone(network, in_channels):
     fields = {**BACKBONE_OF[network], "frozen_stages": 0, "in_channels": in_channels}
     make = class_of(network)
     fields = fields_of(make, fields)
-    graphdef, *trees = models.split(nnx.eval_shape(lambda: make(**fields, rngs=nnx.Rngs(0))))
+    graphdef, *trees = models.split(nnx.eval_shape(lambda: make(**fields, rngs=models.keys(0))))
     ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), trees)
     return graphdef, *(nnx.State({"backbone": tree}) for tree in ones)
 
