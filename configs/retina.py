@@ -117,6 +117,13 @@ def get_fields(size: str = "256") -> Fields:
             0.1, "of paste_findings: share of another finding's box that may be pasted over",
             least=0, most=1, before=0.1,
         ),
+        "augment.mix_probability": Field(
+            0.5, "of mix_with_normal: that a normal film shines through a film",
+            least=0, most=1, before=0.5,
+        ),
+        "augment.mix_share": Field(
+            0.5, "of mix_with_normal: the normal film's largest share", least=0, most=1, before=0.5
+        ),
         #
         "model.name": Field(
             "retinanet", "the detector", choices=DETECTORS, before="retinanet"

@@ -282,12 +282,43 @@ def paste_findings(
     return {**batch, **jax.vmap(one)(keys_of_images(key, batch), films)}
 
 
+def mix_with_normal(
+    key: Key[Array, ""], batch: Mapping[str, Array], *, mix_probability: float, mix_share: float
+) -> dict[str, Array]:
+    """A film shines through another one of the batch that has no finding.
+
+    Mixup (Zhang et al. 2018; for detection Zhang et al. 2019) with normal films alone, so that no
+    label changes: the same finding is seen in other chests. What may be in the normal film unboxed
+    is then unknown in the mixed one too.
+
+    Args:
+        mix_probability: that it happens to a film.
+        mix_share: the normal film's largest share.
+    """
+    images, normal = batch["images"], ~batch["mask"].any(axis=1)
+    exhaustive = batch.get("exhaustive")
+
+    def one(key, here):
+        keys = jax.random.split(key, 3)
+        others = normal & (jnp.arange(len(images)) != here)
+        there = jax.random.categorical(keys[0], jnp.where(others, 0.0, -jnp.inf))
+        mixes = jax.random.bernoulli(keys[1], mix_probability) & others.any()
+        share = mixes * mix_share * jax.random.uniform(keys[2])
+        mixed = {"images": images[here] + share * (images[there] - images[here])}
+        if exhaustive is not None:
+            mixed["exhaustive"] = exhaustive[here] & (exhaustive[there] | ~mixes)
+        return mixed
+
+    return {**batch, **jax.vmap(one)(keys_of_images(key, batch), jnp.arange(len(images)))}
+
+
 # What `augment.apply` may name.
 AUGMENTATIONS = {
     "affine": affine,
     "grey_levels": grey_levels,
     "crop_and_zoom": crop_and_zoom,
     "paste_findings": paste_findings,
+    "mix_with_normal": mix_with_normal,
 }
 
 

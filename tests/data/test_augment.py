@@ -23,6 +23,7 @@ NOTHING = {
     "brightness": 0.0, "contrast": 0.0, "gamma": 0.0,
     "zoom_probability": 1.0, "zoom_in": 0.0, "zoom_out": 0.0,
     "paste_probability": 1.0, "paste_shift": 0.0, "paste_overlap": 0.0,
+    "mix_probability": 1.0, "mix_share": 0.5,
 }  # fmt: skip
 SIZE = 64
 
@@ -337,3 +338,37 @@ def test_warps_of_image_and_boxes_agree_off_centre():
 def test_normalize():
     images = jnp.array([[[0, 255]]], jnp.uint8)
     np.testing.assert_allclose(normalize(images), [[[[-2.0], [2.0]]]])
+
+
+def test_a_normal_film_shines_through_and_brings_only_what_is_unknown_in_it():
+    before = batch_of([[(22, 30, 9, 5)], [(40, 40, 6, 6)], []])
+    grey = np.array([[[200]], [[0]], [[0]], [[100]]], np.uint8)  # the first and the last are normal
+    before["images"] = jnp.maximum(before["images"], grey)
+    known = [[True, False], [True, True], [False, True], [True, True]]
+    before["exhaustive"] = jnp.array(known)
+    options = {"apply": ("mix_with_normal",), "mix_share": 0.9}
+    shares = []
+    for key in range(4):
+        after = run(key, before, **options)
+        same_but(before, after, "images", "exhaustive")
+        for film, normals in enumerate([(3,), (0, 3), (0, 3), (0,)]):
+            matches = []
+            for normal in normals:
+                change = before["images"][normal] - before["images"][film].astype("f")
+                mixed = np.asarray(after["images"][film]) - before["images"][film]
+                share = float((mixed * change).sum() / (change**2).sum())
+                known = before["exhaustive"][film] & before["exhaustive"][normal]
+                fits = np.allclose(mixed, share * change, atol=0.01)
+                matches.append(fits and (after["exhaustive"][film] == known).all())
+                if fits:
+                    shares.append(share)
+            assert any(matches)
+    assert 0 < min(shares) < 0.3 and 0.6 < max(shares) < 0.9
+    after = run(0, before, **options | {"mix_probability": 0.0})
+    same_but(before, after, "images")
+    np.testing.assert_allclose(after["images"], before["images"], atol=0.1)
+
+
+def test_without_a_normal_film_nothing_shines_through():
+    before = batch_of([[(22, 30, 9, 5)]] * 4)
+    same_but(before, run(0, before, apply=("mix_with_normal",)))
