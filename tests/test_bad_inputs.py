@@ -164,7 +164,7 @@ def test_any_word_on_the_command_line_is_taken_or_named(word):
             assert "\n" not in str(error)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     kind=st.sampled_from(["npz", "safetensors", "pth"]),
     changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6),

@@ -55,6 +55,7 @@ def test_train_leaves_every_file_of_the_contract(trained):
     assert list((workdir / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_crossval_scores_every_training_image_once(tiny, kaggle_folder, tmp_path):
     common = [*tiny, f"--workdir={tmp_path}", "--mode=crossval", "--config.train.steps=2"]
     done = command(*common, "--config.data.num_folds=2")
@@ -334,6 +335,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, named, tmp_path, data_
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_none_can_be_said_on_the_command_line(tiny, tmp_path):
     done = command(
         *tiny, f"--workdir={tmp_path}", "--config.data.normal_share=None",

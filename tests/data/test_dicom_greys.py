@@ -176,7 +176,7 @@ def test_one_extreme_pixel_of_a_gray_png_or_tiff(tmp_path, suffix, white_is_zero
     assert images.EXTREME not in " ".join(images.check(tmp_path / f"x.{suffix}")[1])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_the_usual_range_is_all_but_what_is_few_and_far(data):
     """By brute force, over every way to leave out levels at both ends."""
@@ -330,7 +330,7 @@ def both(path):
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -353,7 +353,7 @@ def test_what_check_passes_read_reads_odd_headers(films, data):
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore::UserWarning")

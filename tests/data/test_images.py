@@ -315,7 +315,7 @@ def test_a_zero_byte_in_a_name_is_named():
     assert "not the name of a file" in message("x\0.png")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     kind=st.sampled_from(["png", "jpeg", "tiff"]),
     changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),

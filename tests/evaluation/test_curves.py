@@ -45,7 +45,7 @@ def test_froc_passes_through_the_points_of_the_metric():
             assert curve.recall[curve.false_positives <= rate].max() == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=30))
 def test_roc_area_is_the_chance_of_the_right_order(pairs):
     scores = np.array([s for s, _ in pairs], float)
@@ -92,7 +92,7 @@ def test_calibration_interval_is_where_the_score_test_holds(hits, count):
     assert got[0] <= hits / count <= got[1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rows, rows)
 def test_no_score_has_a_better_f1_than_the_best(detections, truth):
     found, boxes = table(detections), table(truth)

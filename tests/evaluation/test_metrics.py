@@ -59,7 +59,7 @@ def test_coco_equals_pycocotools_in_fine_steps(monkeypatch, limit):
     assert got[0] == pytest.approx(expected, abs=1e-4) and 0.1 < got[0] < 0.9
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rows, rows)
 def test_coco_matches_as_the_rule_in_loops(found, truth):
     """Each detection takes the free truth that it overlaps most, the last of equals."""
@@ -131,7 +131,7 @@ def wafroc_by_thresholds(found, truth, num_images, num_classes):
     return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rows, rows, st.integers(4, 6))
 def test_weighted_afroc_equals_its_curve_by_trapezoids(found, truth, num_images):
     """With ties, lesions that are missed and images without a mark; class 2 is "No finding"."""

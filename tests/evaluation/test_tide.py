@@ -84,7 +84,7 @@ def test_nothing_at_all():
     assert {c.name for c in tide.costs(some, nothing, 0.4, 2)[1] if c.count} == {"background"}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows, rows, st.sampled_from([0.4, 0.5]))
 def test_kinds_equal_the_definition(detections, truth, threshold):
     got = tide.classify(table(detections), table(truth), threshold)

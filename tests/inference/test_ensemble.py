@@ -225,6 +225,7 @@ def test_coco_results(tmp_path):
     assert got == [{**row, "score": 0.7}, {**row, "image_id": 9, "score": 0.25}]
 
 
+@pytest.mark.slow
 def test_workdirs_stand_for_what_they_have_predicted(trained, tmp_path):
     workdir, _ = trained
     for output in ("all.csv", "all.json"):

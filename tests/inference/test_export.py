@@ -29,6 +29,7 @@ def exported(trained, tmp_path_factory):
     return output, loaded
 
 
+@pytest.mark.slow
 def test_a_run_of_fcos_trains_reports_and_exports(tiny, tmp_path):
     """The other detector, by its name alone."""
     run = tmp_path / "run"

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -190,6 +191,7 @@ def test_every_parameter_learns_and_distances_are_no_less_than_0():
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, name
 
 
+@pytest.mark.slow
 def test_no_side_of_a_box_is_without_a_gradient_at_first():
     """A ReLU that is 0 everywhere stays so."""
     config = networks.model_config(name="fcos", head_norm="group")

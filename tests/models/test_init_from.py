@@ -31,6 +31,7 @@ def classifier(config, tmp_path):
     return tmp_path / "resnet.npz", state["layer3.0.conv1.weight"]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_file_and_goes_on_from_its_checkpoint(
     config, dataset, sets, classifier, tmp_path, capsys
 ):

@@ -205,6 +205,7 @@ def test_a_value_that_a_network_cannot_follow_is_named(fields, message):
         configs.check(config, retina.get_fields())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [k for k in KINDS if takes(models.BACKBONES[networks.BACKBONES[k]["name"]], "remat")]
 )

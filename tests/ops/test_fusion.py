@@ -66,7 +66,7 @@ row = st.tuples(
 
 # The package's fused boxes are float32: thresholds that IoUs of small integers do not reach, and
 # the same examples every time.
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(row, min_size=1, max_size=15), st.sampled_from([0.1037, 0.4037, 0.5537]))
 def test_equal_scores_come_in_the_order_of_ensemble_boxes(rows, iou_threshold):
     method = f"wbf@{iou_threshold}"
@@ -74,7 +74,7 @@ def test_equal_scores_come_in_the_order_of_ensemble_boxes(rows, iou_threshold):
 
 
 @pytest.mark.parametrize("method", ["nms@0.4", "wbf@0.4", "votes@0.4"])
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(row, st.integers(1, 1000)), min_size=1, unique_by=lambda r: r[1]))
 def test_equals_ensemble_boxes(method, scored):
     rows, scores = zip(*scored, strict=True)
@@ -86,7 +86,7 @@ def test_equals_ensemble_boxes(method, scored):
     assert_equal(run(method, rows, scores), by_ensemble_boxes(method, rows, scores))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(row, max_size=10), st.lists(row, max_size=10), st.sampled_from(METHODS))
 def test_images_do_not_touch(one, two, method):
     """Fused together or alone, shuffled into each other or not."""
@@ -101,7 +101,7 @@ def test_images_do_not_touch(one, two, method):
         np.testing.assert_array_equal(together.labels[together.image == i], alone.labels)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(row, st.integers(0, 3)), max_size=25), st.permutations(range(4)))
 def test_images_renumbered_change_nothing(rows, numbers):
     """Ties and all, for every method."""
@@ -169,7 +169,7 @@ def test_votes_count_a_reader_once():
     np.testing.assert_allclose(run("votes@0.4", rows, [0.9, 0.2, 0.4]).scores, [2 / 3])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(row, max_size=15), st.integers(1, 3))
 def test_agree_keeps_the_boxes_of_wbf_that_so_many_readers_drew(rows, least):
     """The share of readers is what votes says of the same boxes."""
@@ -207,7 +207,7 @@ def test_scores_weigh_the_mean():
     np.testing.assert_allclose(fused.scores, [(0.9 + 0.3) / 2 * 2 / 3])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(row, max_size=10))
 def test_nms_a_second_time_changes_nothing(rows):
     once = run("nms@0.4", rows)

@@ -99,7 +99,7 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(rows, rows)
 def test_equals_the_rule_in_loops(detections, truth):
     thresholds = (0.0, 0.4, 0.5, 0.75)
@@ -222,7 +222,7 @@ def test_equals_pycocotools_where_the_rules_meet(threshold):
     assert (got > 0.01).all() and (got < 0.9).all()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows, rows, st.integers(4, 6))
 def test_froc_equals_the_best_of_all_score_thresholds(detections, truth, num_images):
     rates = (0.0, 1 / 4, 1 / 2, 1.0, 8.0)
@@ -258,7 +258,7 @@ def test_froc_leaves_no_finding_out():
     assert froc(found, truth, 2, 0.4, 14, false_positives=[0.0])[1].tolist() == [1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rows, rows, st.integers(0, 5))
 def test_bootstrap_equals_scoring_the_copies(detections, truth, seed):
     """Each sample made for real: image j of it is a copy of the j-th drawn. Scores are distinct, as
@@ -310,7 +310,7 @@ def test_a_sample_without_truth_is_left_out():
     assert np.isnan(percentile_interval(np.full(3, np.nan))).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rows, rows)
 def test_match_with_the_other_classes(detections, truth):
     """As matching each detection to the truths of its image alone that have another label."""

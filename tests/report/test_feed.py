@@ -79,6 +79,7 @@ def test_it_is_what_the_step_sees(config, dataset):
     np.testing.assert_allclose(boxes[mask], fed.targets.boxes[8:][mask], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_page_about_a_detector_without_anchors(config, dataset):
     """Locations answer for boxes, by no matching that the config names; nothing reaches a box."""
     config.model.update({"name": "fcos", "anchor_scales": None, "aspect_ratios": None})

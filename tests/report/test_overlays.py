@@ -92,7 +92,7 @@ def test_names_that_no_font_has_are_numbers_with_a_legend(tmp_path, capsys):
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_no_label_covers_another_or_leaves_the_film(data):
     canvas = data.draw(st.tuples(st.integers(1, 300), st.integers(1, 300)))

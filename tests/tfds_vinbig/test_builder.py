@@ -170,7 +170,7 @@ def test_records_are_in_the_order_of_tfds(tmp_path):
 
 
 @settings(
-    max_examples=300,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

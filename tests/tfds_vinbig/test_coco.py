@@ -223,7 +223,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_value_in_any_place_is_read_or_named(tmp_path_factory, data):
     mutated = copy.deepcopy(INSTANCES)

@@ -48,6 +48,7 @@ def coco(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_from_json_to_scores_with_its_own_classes(coco, tmp_path):
     from tfds_vinbig.__main__ import main
 

@@ -192,7 +192,7 @@ def test_a_picture_that_is_not_square_has_the_proportions_of_its_size(folder, sh
         assert ("exchanged" in text) == (size in [(480, 640), (200, 300)]) and "\n" not in text
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     size=st.tuples(st.integers(300, 4000), st.integers(300, 4000)),
     long_side=st.integers(32, 4000),

@@ -297,7 +297,7 @@ def test_a_wrong_size_is_named(tmp_path, text, said):
     assert said in message(kaggle.read_sizes, tmp_path / "meta.csv")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from([HEADER, "image_id,dim0,dim1", "image_id,PredictionString", ""]),
     st.lists(st.lists(st.text(max_size=6) | st.floats().map(repr), max_size=9), max_size=4),

@@ -224,6 +224,7 @@ def drawing(tmp_path):
         process.wait()
 
 
+@pytest.mark.slow
 def test_interrupted(drawing, tmp_path):
     os.killpg(drawing.pid, signal.SIGINT)  # to every process, as a terminal does
     _, errors = drawing.communicate(timeout=60)

@@ -55,7 +55,7 @@ def test_the_closest_scores_keep_their_order(tmp_path):
     np.testing.assert_array_equal(back.scores.astype(np.float32), scores)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.tuples(

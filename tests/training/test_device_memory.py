@@ -88,6 +88,7 @@ def test_where_not_even_one_fits_there_are_other_ways(error):
         assert "not even 1 a device will fit; choose model.backbone.remat" in error(images, 109)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_a_real_step(config, batches, monkeypatch):
     """Of the tiny network on this CPU, which plans memory too: what is named is what fits, as
     memory grows by the images."""

@@ -41,6 +41,7 @@ def test_a_disk_without_room_is_known_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_anchors_of_a_run_without_a_checkpoint_are_planned_anew(config, dataset, sets, tmp_path):
     """Stopped before its first checkpoint, and started again with larger pictures, say."""
     (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)

@@ -81,6 +81,7 @@ def assert_same(one, other):
         np.testing.assert_array_equal(column, getattr(other, name))
 
 
+@pytest.mark.slow
 def test_labels_are_made_of_the_weights_of_their_step(whole, run, config):
     """By way of the checkpoint, and in batches of other images."""
     folder, (first, second, third) = whole
@@ -115,6 +116,7 @@ def test_labels_are_made_of_the_weights_of_their_step(whole, run, config):
     assert [row["reader"] for row in rows] == names
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_between_two_labellings_ends_as_one_that_was_not(
     whole, run, tmp_path, monkeypatch
 ):

@@ -83,6 +83,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(trained, tiny, tmp_path, mo
     assert_same_run(tmp_path, trained[0])
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_end_a_run_and_can_be_made_again(tiny, tmp_path, monkeypatch):
     pad = loop.pad
 

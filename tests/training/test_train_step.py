@@ -156,6 +156,7 @@ def test_shipped_configs_fit_together(name):
     assert metrics["loss"].shape == () and metrics["loss"].dtype == "float32"
 
 
+@pytest.mark.slow
 def test_overfitting_one_batch_reaches_map_1(config, sets, batches):
     """The first thing to try when a detector learns nothing."""
     config.augment.update({"flip": 0.0, "scale": 0.0, "shift": 0.0, "rotate": 0.0})
@@ -245,6 +246,7 @@ def test_the_backbone_learns_at_its_rate_and_frozen_stages_not_at_all(small, bat
         assert not frozen.any() if name.startswith(stem) else frozen.any() or not change.any()
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_is_that_of_the_whole_batch(small, batches):
     """On four devices: the same losses, counts, gradient and parameters."""
     small.augment.shift = 0.3  # so that there are boxes without an anchor
