@@ -355,7 +355,7 @@ def main() -> None:
     """What --mode asks for."""
     from jaxdet.runs import environment, lock, parallel
 
-    gc.set_threshold(100_000, 20, 20)  # tracing makes many objects, hardly any of them garbage
+    gc.set_threshold(50_000)  # tracing makes many objects, hardly any of them garbage
     if "workdir" in MODES[FLAGS.mode]:
         # One's own pictures need no others, unless they are asked for.
         asked = any(FLAGS[name].present for name in PROCESSES)

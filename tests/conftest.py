@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 # Tracing makes millions of objects, nearly none of them garbage: looked for less often.
-gc.set_threshold(100_000, 20, 20)
+gc.set_threshold(50_000)
 
 # Compiling takes longer than running such small networks: not much of it. Without XLA's newer
 # emitters of fusions, which go through MLIR, a training step compiles in a quarter of the time and
