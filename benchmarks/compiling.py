@@ -2,8 +2,8 @@
 
     python benchmarks/compiling.py --way=fast --way="no winograd" --way=plain
 
-"fast" is the step as it is, "no winograd" the one without Winograd's convolutions, "plain" the one
-of JAXDET_PLAIN=1. Of compiling, the seconds by the clock and those of all cores together are
+"fast" is the step as it is, "no winograd" the one without Winograd's convolutions, "no emitters"
+the one without XLA's newer emitters of fusions, "plain" the one of JAXDET_PLAIN=1. Of compiling, the seconds by the clock and those of all cores together are
 printed: only the second are of use where other programs run. Steps take turns, round by round. The
 compiled programs are not kept.
 """
@@ -22,13 +22,16 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import peers
-from jaxdet.kernels import winograd
+from jaxdet.kernels import compilation, winograd
 from jaxdet.runs import parallel
 from jaxdet.training.train_step import compile_training
 
 WAYS = {
     "fast": lambda: mock.patch.dict(os.environ, JAXDET_PLAIN=""),
     "no winograd": lambda: mock.patch.object(winograd, "pays", lambda *_: False),
+    "no emitters": lambda: mock.patch.dict(
+        compilation.CPU_OPTIONS, xla_cpu_use_fusion_emitters=False
+    ),
     "plain": lambda: mock.patch.dict(os.environ, JAXDET_PLAIN="1"),
 }
 
