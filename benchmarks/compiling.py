@@ -3,9 +3,9 @@
     python benchmarks/compiling.py --way=fast --way="no winograd" --way=plain
 
 "fast" is the step as it is, "no winograd" the one without Winograd's convolutions, "no emitters"
-the one without XLA's newer emitters of fusions, "plain" the one of JAXDET_PLAIN=1. Of compiling, the
-seconds by the clock and those of all cores together are printed: only the second are of use where
-other programs run. Steps take turns, round by round. The compiled programs are not kept.
+the one without XLA's newer emitters of fusions, "plain" the one of JAXDET_PLAIN=1. Of compiling,
+the seconds by the clock and those of all cores together are printed: only the second are of use
+where other programs run. Steps take turns, round by round. The compiled programs are not kept.
 """
 
 import os
