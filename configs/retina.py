@@ -122,7 +122,8 @@ def get_fields(size: str = "256") -> Fields:
             least=0, most=1, before=0.5,
         ),
         "augment.mix_share": Field(
-            0.5, "of mix_with_normal: the normal film's largest share", least=0, most=1, before=0.5
+            0.5, "of mix_with_normal: the normal film's largest share",
+            least=0, most=0.9, before=0.5,
         ),
         #
         "model.name": Field(

@@ -285,18 +285,19 @@ def paste_findings(
 def mix_with_normal(
     key: Key[Array, ""], batch: Mapping[str, Array], *, mix_probability: float, mix_share: float
 ) -> dict[str, Array]:
-    """A film shines through another one of the batch that has no finding.
+    """A normal film of the batch shines through another film.
 
     Mixup (Zhang et al. 2018; for detection Zhang et al. 2019) with normal films alone, so that no
-    label changes: the same finding is seen in other chests. What may be in the normal film unboxed
-    is then unknown in the mixed one too.
+    label changes: the same finding is seen in other chests. A film without a box of which a class
+    is unknown is not normal. Nothing happens where no other film of the batch is.
 
     Args:
         mix_probability: that it happens to a film.
-        mix_share: the normal film's largest share.
+        mix_share: the normal film's share is anything from 0 to this.
     """
     images, normal = batch["images"], ~batch["mask"].any(axis=1)
-    exhaustive = batch.get("exhaustive")
+    if "exhaustive" in batch:
+        normal &= batch["exhaustive"].all(axis=1)
 
     def one(key, here):
         keys = jax.random.split(key, 3)
@@ -304,12 +305,10 @@ def mix_with_normal(
         there = jax.random.categorical(keys[0], jnp.where(others, 0.0, -jnp.inf))
         mixes = jax.random.bernoulli(keys[1], mix_probability) & others.any()
         share = mixes * mix_share * jax.random.uniform(keys[2])
-        mixed = {"images": images[here] + share * (images[there] - images[here])}
-        if exhaustive is not None:
-            mixed["exhaustive"] = exhaustive[here] & (exhaustive[there] | ~mixes)
-        return mixed
+        return images[here] + share * (images[there] - images[here])
 
-    return {**batch, **jax.vmap(one)(keys_of_images(key, batch), jnp.arange(len(images)))}
+    mixed = jax.vmap(one)(keys_of_images(key, batch), jnp.arange(len(images)))
+    return {**batch, "images": mixed}
 
 
 # What `augment.apply` may name.

@@ -80,9 +80,13 @@ def create(
 class _Stream(nnx.RngStream):
     """Gives the keys of `nnx.RngStream`, counted by NumPy.
 
-    Flax asks a count that is traced for what a tracer does not have, and JAX answers by walking
-    through all that was traced so far: at each key, for seconds in a large network.
+    Flax asks a traced count for its sharding, which tracers lack, and JAX answers with a message
+    for which it walks through all that was traced so far: seconds in a large network.
     """
+
+    def __init__(self, key: jax.Array | int, *, tag: str):
+        super().__init__(key, tag=tag)
+        self.count.set_value(np.uint32(0))
 
     def __call__(self) -> jax.Array:
         count = self.count.get_value()
@@ -92,9 +96,8 @@ class _Stream(nnx.RngStream):
 
 def keys(seed: int) -> nnx.Rngs:
     """The keys of `nnx.Rngs(seed)`, in less time where they are traced."""
-    rngs = nnx.Rngs(seed)
+    rngs = nnx.Rngs()
     rngs.default = _Stream(seed, tag="default")
-    rngs.default.count.set_value(np.uint32(0))
     return rngs
 
 

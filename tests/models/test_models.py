@@ -117,6 +117,13 @@ def test_keys_are_those_that_flax_gives():
         assert getattr(ours, name)() == getattr(flaxs, name)()
     assert ours.dropout.fork()() == flaxs.dropout.fork()()
 
+    def counts_in_a_trace():
+        rngs = models.keys(7)
+        return rngs.params(), isinstance(rngs.default.count.get_value(), np.uint32)
+
+    key, is_numpys = jax.jit(counts_in_a_trace)()  # traced, it would take seconds in a network
+    assert key == nnx.Rngs(7).params() and is_numpys
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_sees_each_image_alone_and_changes_nothing(kind):
@@ -205,9 +212,13 @@ def test_a_value_that_a_network_cannot_follow_is_named(fields, message):
         configs.check(config, retina.get_fields())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", [k for k in KINDS if takes(models.BACKBONES[networks.BACKBONES[k]["name"]], "remat")]
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind == "batch" else pytest.mark.slow)
+        for kind in KINDS
+        if takes(models.BACKBONES[networks.BACKBONES[kind]["name"]], "remat")
+    ],
 )
 def test_remat_computes_the_same_from_less_that_is_kept(kind):
     """XLA for CPUs undoes it, so what is looked at is what the gradient asks for."""

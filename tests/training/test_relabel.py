@@ -149,6 +149,7 @@ def test_a_run_that_is_killed_between_two_labellings_ends_as_one_that_was_not(
         assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["gone", "cut", "of another run"])
 def test_labels_that_cannot_be_read_are_named(whole, tmp_path, what):
     (tmp_path / "labels").mkdir()

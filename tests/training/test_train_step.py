@@ -127,7 +127,7 @@ def test_the_step_on_a_gpu_calls_nothing_from_outside_and_convolves_in_bfloat16(
         "small",
         "retina:256",
         pytest.param("retina:512", marks=pytest.mark.slow),  # with all blocks of ResNet-50
-        "retina:1024",
+        pytest.param("retina:1024", marks=pytest.mark.slow),
         "fcos:256",
     ],
 )
