@@ -67,8 +67,8 @@ class BatchNorm(nnx.BatchNorm):
         y, mean, var = batch_norm(wide, self.scale[...], self.bias[...], self.epsilon)
         for average, new in ((self.mean, mean), (self.var, var)):
             # Not `average[...] =`, which asks a tracer for its sharding: slow in large networks.
-            mean = self.momentum * average[...] + (1 - self.momentum) * new
-            average.set_value(mean.astype(average.dtype))
+            moved = self.momentum * average[...] + (1 - self.momentum) * new
+            average.set_value(moved.astype(average.dtype))
         return y.astype(self.dtype)
 
 
