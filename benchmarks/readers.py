@@ -202,9 +202,9 @@ def learn(folder: Path, method: str, seed: int, steps: int, workdir: Path) -> di
     columns = rows.image, rows.labels, rows.readers, rows.boxes, NORMAL
     for name, fusion in FUSED.items():
         cases[name] = case._replace(truth=scores.ground_truth(fusion, *columns), method=fusion)
-    size, batch_size = config.data.image_size, config.evaluation.batch_size
-    pictures = split_pictures(read_split(builder, "test"), size, batch_size)
-    table, names = predict(loaded, pictures, NORMAL), dataset.class_names
+    size, names = config.data.image_size, dataset.class_names
+    pictures = split_pictures(read_split(builder, "test"), size)
+    table = predict(loaded, pictures, NORMAL).table
     cases[TEST] = scores.Case(pictures.ids, names, drawn(truth, pictures.ids), "raw", table)
     result = {"scores": {name: summary(case) for name, case in cases.items()}}
     if made_at := relabel.made_at(config, steps - 1):
