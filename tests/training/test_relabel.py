@@ -14,6 +14,7 @@ from jaxdet.inference.detector import load_detector, to_table
 from jaxdet.runs import checkpoint, workdir
 from jaxdet.training import loop, relabel
 from tests.conftest import TINY, command
+from tests.runs.test_parallel import start_two
 from tests.training.test_resume import assert_same_run
 
 # Labels are made again after steps 2 and 4, which are neither evaluated nor saved otherwise. What a
@@ -147,6 +148,21 @@ def test_a_run_that_is_killed_between_two_labellings_ends_as_one_that_was_not(
     assert_same_run(tmp_path, whole[0])
     for name in ("readers.csv", "labels/2.npz", "labels/4.npz"):
         assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_labels_of_one(whole, run, tmp_path):
+    processes, errors = start_two(run, tmp_path / "run")
+    for process, file in zip(processes, errors, strict=True):
+        assert process.wait(timeout=300) == 0, file.read_text()
+    for step, targets in zip((2, 4), whole[1][1:], strict=True):
+        # Batches of half the size add up in another order.
+        made = relabel.read(tmp_path / "run", step, len(targets.mask))
+        np.testing.assert_array_equal(made.mask, targets.mask)
+        np.testing.assert_array_equal(made.labels, targets.labels)
+        np.testing.assert_allclose(made.boxes, targets.boxes, atol=0.1)
+        said = np.abs(targets.soft_targets - whole[1][0].soft_targets).max()  # by the detector
+        np.testing.assert_allclose(made.soft_targets, targets.soft_targets, atol=said / 20)
 
 
 @pytest.mark.slow
