@@ -306,10 +306,10 @@ def note_contradictions(
         )
 
 
-def check_units(records: Iterable[Record], where: str | Path, problems: list[str]) -> None:
+def check_units(rows: Iterable[Row], where: str | Path, problems: list[str]) -> None:
     """Boxes that are all smaller than `SMALLEST` pixels are in other units, and so are some that
     are within the first pixel of their image, with a fraction."""
-    rows = [row for record in records for row in record.rows if not math.isnan(row.x_min)]
+    rows = [row for row in rows if not math.isnan(row.x_min)]
     boxes = np.array([row[3:] for row in rows]).reshape(-1, 4)
     if not rows:
         return
