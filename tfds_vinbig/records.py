@@ -252,6 +252,8 @@ def parse_reader(name: str) -> str:
     Raises:
         InputError: without the place, which the caller knows.
     """
+    if not (name and name.isprintable()):
+        raise InputError(f"rad_id {name!r} is no name")
     if len(name) > LONGEST_NAME:
         raise InputError(f"rad_id {name[:20]!r}... is longer than {LONGEST_NAME} characters")
     return images.composed(name)

@@ -1,6 +1,7 @@
 """Fusion of several readers' (or detectors') boxes of an image, for all images at once."""
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -130,7 +131,8 @@ def parse(method: str) -> Method:
     words = text.split(":") if at else []
     arguments = _arguments(name) if name in FUSIONS else {}
     needed = [x for x in arguments.values() if x.default is inspect.Parameter.empty]
-    if name in FUSIONS and len(needed) <= len(words) <= len(arguments):
+    fits = name in FUSIONS and len(needed) <= len(words) <= len(arguments)
+    if fits and not re.search(r"[\s_]", text):  # in which Python would read numbers too
         given = dict(zip(arguments, words, strict=False))
         try:
             options = {key: PARAMETERS[key].kind(word) for key, word in given.items()}
@@ -244,11 +246,16 @@ def fuse_rows(
     Args:
         num_readers: of an image; None: as many as one has at most.
         detections: see `find`.
+
+    Raises:
+        InputError: as `find`, and where more readers have to agree than any image has.
     """
     found = labels != num_classes
-    if num_readers is None:
-        names = np.unique(readers, return_inverse=True)[1]
-        pairs = np.unique(np.stack([image, names]), axis=1)
-        num_readers = int(np.bincount(pairs[0]).max(initial=1))
+    names = np.unique(readers, return_inverse=True)[1]
+    pairs = np.unique(np.stack([image, names]), axis=1)
+    most = int(np.bincount(pairs[0]).max(initial=1))
+    if parse(method).options.get("min_readers", 1) > most:
+        raise InputError(f"fusion {method!r}: no image was read by more than {most}: ask for fewer")
     columns = image[found], labels[found], readers[found], boxes[found], np.ones(found.sum())
-    return find(method, Readings(*columns, num_readers, looked=(image, readers)), detections)
+    readings = Readings(*columns, num_readers or most, looked=(image, readers))
+    return find(method, readings, detections)

@@ -267,7 +267,7 @@ def judge(
         places: of a film, see `count_places`.
 
     Raises:
-        InputError: if no image was read by two readers: nothing can be inferred then.
+        InputError: if no image with a box was read by two readers: nothing can be inferred then.
     """
     names, image, labels = opinions.names, opinions.image, opinions.labels
     of_cluster, of_reader, num_classes = opinions.cluster, opinions.reader, len(places)
@@ -281,7 +281,10 @@ def judge(
     starts = np.searchsorted(film, np.arange(film.max(initial=-1) + 2))
     column = np.arange(len(film)) - starts[film]
     if len(film) == 0 or column.max() == 0:
-        raise InputError("fusion by skill needs images that two readers or more have read")
+        raise InputError(
+            "fusion by skill: no image with a box was read by two readers or more, so that nothing "
+            "can be inferred of them: choose another method, such as wbf@0.4"
+        )
     who = np.full((len(starts) - 1, column.max() + 1), -1)
     who[film, column] = reader
     seen = np.unique(film)

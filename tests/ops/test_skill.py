@@ -213,6 +213,9 @@ def test_one_reader_says_nothing_of_skill():
     nothing = np.zeros(0, int), np.zeros(0, int), np.array([], str), np.ones((0, 4))
     with pytest.raises(InputError, match="two readers"):
         fuse_rows("skill@0.4", *nothing, 2)
+    normal = np.zeros(2, int), np.full(2, 2), np.array(["R1", "R2"]), np.full((2, 4), np.nan)
+    with pytest.raises(InputError, match=r"no image with a box .* such as wbf@0\.4"):
+        fuse_rows("skill@0.4", *normal, 2)
 
 
 def test_the_numbers_of_the_images_do_not_matter(drawn):
