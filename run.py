@@ -345,7 +345,7 @@ def fuse() -> None:
     for note in rows.notes:
         print(f"note: {note}", file=sys.stderr)
     columns = rows.image, rows.labels, rows.readers, rows.boxes, len(rows.class_names)
-    found = fusion.fuse_rows(method, *columns, num_readers=None)
+    found = fusion.fuse_rows(method, *columns)
     texts = {output: coco_fused.to_json(rows, images, found.table, found.weights, method)}
     if found.skills:
         texts[beside] = found.skills.to_csv(rows.class_names)

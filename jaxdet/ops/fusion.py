@@ -237,14 +237,12 @@ def fuse_rows(
     readers: np.ndarray,
     boxes: Float[np.ndarray, "rows 4"],
     num_classes: int,
-    num_readers: int | None = 3,
     detections: BoxTable | None = None,
 ) -> Findings:
     """The findings of readers' rows, of which those with label `num_classes` say that a reader saw
-    nothing.
+    nothing. Shares are of as many readers as an image has at most.
 
     Args:
-        num_readers: of an image; None: as many as one has at most.
         detections: see `find`.
 
     Raises:
@@ -257,5 +255,5 @@ def fuse_rows(
     if parse(method).options.get("min_readers", 1) > most:
         raise InputError(f"fusion {method!r}: no image was read by more than {most}: ask for fewer")
     columns = image[found], labels[found], readers[found], boxes[found], np.ones(found.sum())
-    readings = Readings(*columns, num_readers or most, looked=(image, readers))
+    readings = Readings(*columns, most, looked=(image, readers))
     return find(method, readings, detections)
