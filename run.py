@@ -24,11 +24,11 @@ config_flags.DEFINE_config_file("config", None, "Such as configs/phantom.py; a r
 flags.DEFINE_string("workdir", None, "Where the run keeps what it writes.")
 flags.DEFINE_string("checkpoint", "latest", "evaluate, predict, export: a step, best, or latest.")
 flags.DEFINE_string("images", None, "predict: a file, folder or glob instead of the test split.")
-flags.DEFINE_string("meta", None, "predict: CSV or COCO JSON of the original sizes of --images.")
+flags.DEFINE_string("meta", None, "predict: CSV or JSON, fuse: CSV, of the originals' sizes.")
 flags.DEFINE_boolean("invert", False, "predict: invert the images that look inverted.")
 flags.DEFINE_integer("overlays", None, "predict: how many of --images are drawn.", lower_bound=0)
 flags.DEFINE_string(
-    "output", None, "predict: a CSV file or a folder; ensemble: a file; export: a folder."
+    "output", None, "predict: a CSV file or a folder; ensemble, fuse: a file; export: a folder."
 )
 flags.DEFINE_string("annotations", None, "score, fuse: readers' boxes, Kaggle CSV or COCO JSON.")
 flags.DEFINE_string("submission", None, "score: what is scored, submission CSV or COCO results.")
@@ -335,19 +335,21 @@ def ensemble() -> None:
 def fuse() -> None:
     """Write readers' boxes, fused, as COCO's JSON; beside it, what is inferred of the readers."""
     from jaxdet.ops import fusion
-    from jaxdet.runs.workdir import write_atomically
+    from jaxdet.runs.workdir import write_together
     from tfds_vinbig import coco_fused
 
     output, method = path("output", True), FLAGS.fusion
     fusion.parse_readers(method)
-    rows, images = coco_fused.read(path("annotations", True), path("meta"))
+    beside = coco_fused.beside(output, given := (path("annotations", True), path("meta")))
+    rows, images = coco_fused.read(*given)
     for note in rows.notes:
         print(f"note: {note}", file=sys.stderr)
     columns = rows.image, rows.labels, rows.readers, rows.boxes, len(rows.class_names)
-    found = fusion.fuse_rows(method, *columns, num_readers=None)
-    write_atomically(output, coco_fused.to_json(rows, images, found.table, found.weights, method))
+    found = fusion.fuse_rows(method, *columns)
+    texts = {output: coco_fused.to_json(rows, images, found.table, found.weights, method)}
     if found.skills:
-        write_atomically(output.with_suffix(".readers.csv"), found.skills.to_csv(rows.class_names))
+        texts[beside] = found.skills.to_csv(rows.class_names)
+    write_together(texts)
     print(f"{len(found.table.image)} findings by {method}, written to {output}")
 
 

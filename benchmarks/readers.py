@@ -76,9 +76,9 @@ def read_rows(path: Path) -> pd.DataFrame:
     return rows.assign(image=pd.factorize(rows.image_id)[0])
 
 
-def fused(method: str, rows: pd.DataFrame, num_readers: int) -> Findings:
+def fused(method: str, rows: pd.DataFrame) -> Findings:
     columns = (rows[name].to_numpy() for name in ("image", "class_id", "rad_id"))
-    return fuse_rows(method, *columns, rows[BOX].to_numpy(float), NORMAL, num_readers)
+    return fuse_rows(method, *columns, rows[BOX].to_numpy(float), NORMAL)
 
 
 def truth_of(rows: pd.DataFrame) -> BoxTable:
@@ -114,7 +114,7 @@ def three_readers(rows: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
 def skills(rows: pd.DataFrame) -> str:
     """What is inferred of the three, by class: recall, share of what they drew that is true."""
     start = time.perf_counter()
-    found = fused("skill@0.4", rows, 3).skills
+    found = fused("skill@0.4", rows).skills
     seconds = time.perf_counter() - start
     names, _ = three_readers(rows)
     table = pd.DataFrame(found.rows(CLASS_NAMES))
@@ -149,7 +149,7 @@ def leave_one_out(rows: pd.DataFrame) -> str:
         each = []
         for name in names:
             others = mine.rad_id != name
-            each.append(score(fused(method, mine[others], 2).table, truth_of(mine[~others])))
+            each.append(score(fused(method, mine[others]).table, truth_of(mine[~others])))
         mean = pd.DataFrame(each).mean().to_dict()
         results[method] = mean | {f"AP, {n} out": e["AP"] for n, e in zip(names, each, strict=True)}
     return table_of(results)
@@ -161,9 +161,8 @@ def phantom(folder: Path) -> str:
     truth = truth[truth.split == "train"]
     ids = {name: i for i, name in enumerate(pd.unique(rows.image_id))}
     rows, truth = (table.assign(image=table.image_id.map(ids)) for table in (rows, truth))
-    num_readers = int(rows.groupby("image").rad_id.nunique().max())
     right = truth_of(truth)
-    return table_of({m: score(fused(m, rows, num_readers).table, right) for m in METHODS})
+    return table_of({m: score(fused(m, rows).table, right) for m in METHODS})
 
 
 def drawn(truth: pd.DataFrame, ids: list[str]) -> BoxTable:

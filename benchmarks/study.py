@@ -28,8 +28,11 @@ def run_all(
         run: function (variant, seed) -> what the line is to say of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in path.open()] if path.exists() else []
-    lines = [line for line in lines if line["steps"] == steps]
+    text = path.read_text() if path.exists() else ""
+    *whole, rest = text.split("\n")
+    if rest:  # a line that was not finished, as by one that was killed, is none
+        path.write_text(text.removesuffix(rest))
+    lines = [line for line in map(json.loads, whole) if line["steps"] == steps]
     done = {(line["variant"], line["seed"]) for line in lines}
     for seed in range(seeds):
         for variant in variants:

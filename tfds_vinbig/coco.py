@@ -211,7 +211,7 @@ def read_instances(
             partial = tuple(sorted({*partial, *lost}))
         train.append(Record(name, files[name], *size, index, kept, partial))
     notes += tally.notes(path)
-    check_units(train, path, problems)
+    check_units((row for record in train for row in record.rows), path, problems)
 
     test = []
     if test_folder is not None:

@@ -12,9 +12,29 @@ from jaxtyping import Float
 from jaxdet import InputError
 from jaxdet.ops.boxes import BoxTable
 from tfds_vinbig import coco, kaggle, vindr
+from tfds_vinbig.coco_boxes import fit_as_corners
 from tfds_vinbig.coco_json import Image
 from tfds_vinbig.coco_partial import PARTLY
-from tfds_vinbig.records import Annotations
+from tfds_vinbig.records import PIXEL, Annotations, Row, check_units, raise_all
+
+
+def beside(output: Path, given: Iterable[Path | None]) -> Path:
+    """Where the table of readers is written: beside the output.
+
+    Args:
+        given: the files that are read.
+
+    Raises:
+        InputError: for another suffix than .json, and where a file that is read would be lost.
+    """
+    if output.suffix.lower() != ".json":
+        raise InputError(f"--output: {output} does not end in .json")
+    table = output.with_suffix(".readers.csv")
+    read = {os.path.realpath(file) for file in given if file}
+    for place in (output, table):
+        if os.path.realpath(place) in read:
+            raise InputError(f"--output: {place} is read, and would be lost: name another file")
+    return table
 
 
 def read(path: str | Path, meta: str | Path | None = None) -> tuple[Annotations, dict[str, Image]]:
@@ -31,14 +51,52 @@ def read(path: str | Path, meta: str | Path | None = None) -> tuple[Annotations,
     if path.suffix.lower() == ".json":
         if meta is not None:
             raise InputError(f"--meta: not with {path.name}, which has sizes of its own")
-        return coco.read_annotations(path), coco.read_images(path)
-    annotations = kaggle.read_annotations(path)
-    suffix = ".dicom" if vindr.is_table(path) else ".png"
-    sizes = {} if meta is None else kaggle.read_sizes(meta)
-    return annotations, {
-        name: Image(number, name + suffix, sizes.get(name))
-        for number, name in enumerate(annotations.ids)
-    }
+        annotations, images = coco.read_annotations(path), coco.read_images(path)
+    else:
+        annotations = _by_id(kaggle.read_annotations(path))
+        suffix = ".dicom" if vindr.is_table(path) else ".png"
+        sizes = {} if meta is None else kaggle.read_sizes(meta)
+        missing = [name for name in annotations.ids if name not in sizes]
+        if meta is not None and missing:
+            raise InputError(
+                f"{meta}: has no size of {len(missing)} images of {path}, {missing[0]} first: add "
+                "them, or leave out --meta"
+            )
+        images = {
+            name: Image(number, name + suffix, sizes.get(name))
+            for number, name in enumerate(annotations.ids)
+        }
+    _check_boxes(annotations, images, path)
+    return annotations, images
+
+
+def _by_id(annotations: Annotations) -> Annotations:
+    """The images of a table in the order of their ids, whatever that of the rows."""
+    ids = sorted(annotations.ids)
+    number = {name: i for i, name in enumerate(ids)}
+    new = np.array([number[name] for name in annotations.ids], np.int64)
+    return annotations._replace(ids=tuple(ids), image=new[annotations.image], splits=None)
+
+
+def _check_boxes(annotations: Annotations, images: dict[str, Image], path: Path) -> None:
+    """Refuse boxes in other units, and those that leave their image, where its size is known."""
+    found, problems = annotations.labels < len(annotations.class_names), []
+    boxes, names = annotations.boxes[found], [annotations.ids[i] for i in annotations.image[found]]
+    rows = [Row(name, 0, "", *box) for name, box in zip(names, boxes, strict=True)]
+    check_units(rows, path, problems)
+    raise_all(problems, path)
+    sizes = np.reshape([images[name].size or (np.nan, np.nan) for name in names], (-1, 2))
+    beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - sizes[:, ::-1]).max(axis=1)
+    outside = np.flatnonzero(beyond > PIXEL)
+    if len(outside):
+        first, (height, width) = rows[outside[0]], sizes[outside[0]]
+        hint = coco.AS_CORNERS if fit_as_corners(boxes, sizes) else ": mend them, or its size"
+        raise InputError(
+            f"{path}: {len(outside)} of {len(rows)} boxes leave their image, that of image "
+            f"{first.image_id} from {first.x_min:g},{first.y_min:g} to "
+            f"{first.x_max:g},{first.y_max:g} first, which is {width:g} wide and {height:g} "
+            f"high{hint}"
+        )
 
 
 def to_json(

@@ -101,7 +101,7 @@ def read_folder(
     train, resized = read_split(
         folder / "train", files, index, rows_of, meta, train_csv, problems, notes, allowed
     )
-    check_units(train, train_csv, problems)
+    check_units((row for record in train for row in record.rows), train_csv, problems)
 
     test = []
     if not os.path.isdir(folder / "test"):

@@ -252,6 +252,8 @@ def parse_reader(name: str) -> str:
     Raises:
         InputError: without the place, which the caller knows.
     """
+    if not (name and name.isprintable()):
+        raise InputError(f"rad_id {name!r} is no name")
     if len(name) > LONGEST_NAME:
         raise InputError(f"rad_id {name[:20]!r}... is longer than {LONGEST_NAME} characters")
     return images.composed(name)
@@ -306,10 +308,10 @@ def note_contradictions(
         )
 
 
-def check_units(records: Iterable[Record], where: str | Path, problems: list[str]) -> None:
+def check_units(rows: Iterable[Row], where: str | Path, problems: list[str]) -> None:
     """Boxes that are all smaller than `SMALLEST` pixels are in other units, and so are some that
     are within the first pixel of their image, with a fraction."""
-    rows = [row for record in records for row in record.rows if not math.isnan(row.x_min)]
+    rows = [row for row in rows if not math.isnan(row.x_min)]
     boxes = np.array([row[3:] for row in rows]).reshape(-1, 4)
     if not rows:
         return

@@ -151,7 +151,7 @@ def _read_records(
     files = find_pictures(folder / split, problems)
     place, listed = folder / split, (index, rows_of, sizes, annotations)
     records = read_split(place, files, *listed, problems, notes, allowed)[0]
-    check_units(records, annotations, problems)
+    check_units((row for record in records for row in record.rows), annotations, problems)
     return records
 
 

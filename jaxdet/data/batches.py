@@ -25,7 +25,7 @@ def fuse_readers(dataset: Dataset, method: str, detections: BoxTable | None = No
     """
     rows = dataset.annotations
     columns = rows.image, rows.labels, rows.readers, rows.boxes
-    return fusion.fuse_rows(method, *columns, dataset.num_classes, None, detections)
+    return fusion.fuse_rows(method, *columns, dataset.num_classes, detections)
 
 
 def make_targets(dataset: Dataset, method: str, image_size: int) -> Targets:

@@ -1,6 +1,7 @@
 """Fusion of several readers' (or detectors') boxes of an image, for all images at once."""
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -130,7 +131,8 @@ def parse(method: str) -> Method:
     words = text.split(":") if at else []
     arguments = _arguments(name) if name in FUSIONS else {}
     needed = [x for x in arguments.values() if x.default is inspect.Parameter.empty]
-    if name in FUSIONS and len(needed) <= len(words) <= len(arguments):
+    fits = name in FUSIONS and len(needed) <= len(words) <= len(arguments)
+    if fits and not re.search(r"[\s_]", text):  # in which Python would read numbers too
         given = dict(zip(arguments, words, strict=False))
         try:
             options = {key: PARAMETERS[key].kind(word) for key, word in given.items()}
@@ -235,20 +237,23 @@ def fuse_rows(
     readers: np.ndarray,
     boxes: Float[np.ndarray, "rows 4"],
     num_classes: int,
-    num_readers: int | None = 3,
     detections: BoxTable | None = None,
 ) -> Findings:
     """The findings of readers' rows, of which those with label `num_classes` say that a reader saw
-    nothing.
+    nothing. Shares are of as many readers as an image has at most.
 
     Args:
-        num_readers: of an image; None: as many as one has at most.
         detections: see `find`.
+
+    Raises:
+        InputError: as `find`, and where more readers have to agree than any image has.
     """
     found = labels != num_classes
-    if num_readers is None:
-        names = np.unique(readers, return_inverse=True)[1]
-        pairs = np.unique(np.stack([image, names]), axis=1)
-        num_readers = int(np.bincount(pairs[0]).max(initial=1))
+    names = np.unique(readers, return_inverse=True)[1]
+    pairs = np.unique(np.stack([image, names]), axis=1)
+    most = int(np.bincount(pairs[0]).max(initial=1))
+    if parse(method).options.get("min_readers", 1) > most:
+        raise InputError(f"fusion {method!r}: no image was read by more than {most}: ask for fewer")
     columns = image[found], labels[found], readers[found], boxes[found], np.ones(found.sum())
-    return find(method, Readings(*columns, num_readers, looked=(image, readers)), detections)
+    readings = Readings(*columns, most, looked=(image, readers))
+    return find(method, readings, detections)

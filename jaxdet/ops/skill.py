@@ -162,6 +162,8 @@ def count_places(readings: Readings, iou_threshold: float) -> Float[np.ndarray, 
     places = np.ones(int(readings.labels.max(initial=0)) + 1)
     for label in range(len(places)):
         mine = np.flatnonzero(readings.labels == label)
+        # In an order of their own, so that the numbers of the images do not matter.
+        mine = mine[np.lexsort(readings.boxes[mine].T)]
         if len(mine) > SAMPLED:
             mine = mine[np.linspace(0, len(mine) - 1, SAMPLED).astype(int)]
         image, boxes = readings.image[mine], readings.boxes[mine]
@@ -236,7 +238,8 @@ def gather(readings: Readings, iou_threshold: float) -> tuple[Clusters, Opinions
     looked = (readings.image, readings.readers) if readings.looked is None else readings.looked
     names, who_looked = np.unique(looked[1].astype(str), return_inverse=True)
     number = np.searchsorted(names, readings.readers.astype(str))
-    order = np.lexsort((*readings.boxes.T, number, readings.labels, readings.image))
+    # By reader before label: a reader's rank in an image is not to depend on what else was drawn.
+    order = np.lexsort((*readings.boxes.T, readings.labels, number, readings.image))
     clusters = cluster(readings._replace(readers=number).take(order), iou_threshold)
     rows, first = clusters.rows, clusters.first
     drawn = clusters.member, rows.readers, rows.boxes
@@ -264,7 +267,7 @@ def judge(
         places: of a film, see `count_places`.
 
     Raises:
-        InputError: if no image was read by two readers: nothing can be inferred then.
+        InputError: if no image with a box was read by two readers: nothing can be inferred then.
     """
     names, image, labels = opinions.names, opinions.image, opinions.labels
     of_cluster, of_reader, num_classes = opinions.cluster, opinions.reader, len(places)
@@ -278,7 +281,10 @@ def judge(
     starts = np.searchsorted(film, np.arange(film.max(initial=-1) + 2))
     column = np.arange(len(film)) - starts[film]
     if len(film) == 0 or column.max() == 0:
-        raise InputError("fusion by skill needs images that two readers or more have read")
+        raise InputError(
+            "fusion by skill: no image with a box was read by two readers or more, so that nothing "
+            "can be inferred of them: choose another method, such as wbf@0.4"
+        )
     who = np.full((len(starts) - 1, column.max() + 1), -1)
     who[film, column] = reader
     seen = np.unique(film)

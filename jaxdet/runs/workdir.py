@@ -8,6 +8,7 @@ All of it is written by process 0 alone, whole or not at all.
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import os
@@ -53,13 +54,16 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
     finished = {}
     try:
         for path, content in contents.items():
-            finished[path] = path.with_name(f".{path.name}.{os.getpid()}")
+            finished[path] = path.parent / f".{path.name}.{os.getpid()}"
             path.parent.mkdir(parents=True, exist_ok=True)
             with finished[path].open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 # Or a crash of the machine leaves the name, and nothing in it.
                 os.fsync(file.fileno())
+        for path in finished:  # before one of them has its name
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
         for path, temporary in finished.items():
             temporary.replace(path)
     except OSError as error:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdet import InputError
-from jaxdet.ops.fusion import fuse, parse
+from jaxdet.ops.fusion import fuse, fuse_rows, parse
 
 METHODS = ("none", "nms@0.4", "wbf@0.4", "votes@0.4", "agree@0.4:2", "earl@0.4")
 SCALE = 128  # of the package's units, 0 to 1: a power of two changes no IoU
@@ -188,6 +188,15 @@ def test_agree_counts_a_reader_once():
     assert len(run("agree@0.4:3", rows).image) == 0
 
 
+def test_more_readers_than_any_image_has_cannot_agree():
+    """One saw nothing, and is one of them all the same."""
+    image, labels, names = np.zeros(3, int), np.array([3, 3, 14]), np.array(["R8", "R9", "R10"])
+    rows = image, labels, names, np.array([[0, 0, 9, 9], [0, 0, 9, 9], [np.nan] * 4]), 14
+    assert len(fuse_rows("agree@0.4:3", *rows).table.image) == 0
+    with pytest.raises(InputError, match="'agree@0.4:4': no image was read by more than 3"):
+        fuse_rows("agree@0.4:4", *rows)
+
+
 def test_more_readers_than_expected_are_no_more_than_all():
     rows = [(0, 3, r, 10, 10, 50, 30) for r in range(5)]
     assert run("wbf@0.4", rows).scores.tolist() == run("votes@0.4", rows).scores.tolist() == [1.0]
@@ -248,7 +257,7 @@ def test_nms_keeps_the_last_readers_box():
 @pytest.mark.parametrize(
     "method",
     ["wbf", "wbf@x", "wbf@1", "nms@-1", "soft-nms@0.4", "none@0.4", "wbf@nan", "", "wbf@0.4:2",
-     "agree@0.4", "agree@0.4:0", "agree@0.4:x", "agree@0.4:"],
+     "agree@0.4", "agree@0.4:0", "agree@0.4:x", "agree@0.4:", "wbf@0.4 ", "agree@0.4:1_0"],
 )  # fmt: skip
 def test_an_unknown_method_is_named(method):
     with pytest.raises(InputError, match=f"fusion '{method}': not raw.*nms@IOU.*agree@IOU:READERS"):

@@ -213,3 +213,35 @@ def test_one_reader_says_nothing_of_skill():
     nothing = np.zeros(0, int), np.zeros(0, int), np.array([], str), np.ones((0, 4))
     with pytest.raises(InputError, match="two readers"):
         fuse_rows("skill@0.4", *nothing, 2)
+    normal = np.zeros(2, int), np.full(2, 2), np.array(["R1", "R2"]), np.full((2, 4), np.nan)
+    with pytest.raises(InputError, match=r"no image with a box .* such as wbf@0\.4"):
+        fuse_rows("skill@0.4", *normal, 2)
+
+
+def test_the_numbers_of_the_images_do_not_matter(drawn):
+    """With so many boxes that only some are compared."""
+    (image, *columns), _ = drawn
+    films = image < 300
+    image, *columns = image[films], *(column[films] for column in columns)
+    assert (columns[0] == 0).sum() > skill.SAMPLED < (columns[0] == 1).sum()
+    new = np.random.default_rng(0).permutation(300)
+    one, other = (fuse_rows("skill@0.4", i, *columns, 2).table for i in (image, new[image]))
+
+    def keyed(table, image):
+        order = np.lexsort((*table.boxes.T.round(6), table.labels, image))
+        return np.column_stack([image, table.labels, table.boxes, table.scores])[order]
+
+    np.testing.assert_allclose(keyed(one, new[one.image]), keyed(other, other.image), atol=1e-9)
+
+
+def test_what_was_drawn_of_another_class_does_not_part_findings_otherwise():
+    """Three boxes, of which the middle one fits either neighbour."""
+    row = np.array([[0, 0, 100, 100], [30, 0, 130, 100], [60, 0, 160, 100]], float)
+    names, zeros = np.array(["R1", "R2", "R3"]), np.zeros(3, int)
+    found = []
+    for reader in names:  # who draws the other class too, on the same film
+        labels, readers = np.append(zeros + 1, 0), np.append(names, reader)
+        boxes = np.concatenate([row, [[500, 500, 600, 600]]])
+        table = fuse_rows("skill@0.4", np.append(zeros, 0), labels, readers, boxes, 2).table
+        found.append(np.sort(table.boxes[table.labels == 1][:, 0]))
+    np.testing.assert_allclose(found, found[:1] * 3, atol=1)

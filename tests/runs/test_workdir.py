@@ -24,12 +24,19 @@ def test_files_that_belong_together_are_all_there_or_none(tmp_path):
     with pytest.raises(InputError, match="cannot write .*file/c"):
         workdir.write_together({tmp_path / "a": "new", tmp_path / "file/c": "new"})
     assert (tmp_path / "a").read_text() == "one"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "file"]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="cannot write .*folder: it is a folder"):
+        workdir.write_together({tmp_path / "a": "new", tmp_path / "folder": "new"})
+    assert (tmp_path / "a").read_text() == "one"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "file", "folder"]
 
 
 def test_a_place_that_cannot_be_written_to_is_named():
     with pytest.raises(InputError, match=r"cannot write /dev/null/x\.json"):
         workdir.write_atomically(workdir.Path("/dev/null/x.json"), "")
+    for nameless in (".", "/"):
+        with pytest.raises(InputError, match="it is a folder"):
+            workdir.write_atomically(workdir.Path(nameless), "")
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

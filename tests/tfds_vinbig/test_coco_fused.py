@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from jaxdet import InputError
 from jaxdet.ops.fusion import fuse_rows
 from tests.conftest import command
 from tests.tfds_vinbig.test_builder import HEADER
@@ -103,3 +104,63 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(table, tmp_path, flag
     given = f"--annotations={table}", f"--output={tmp_path}/f.json"
     done = command("--mode=fuse", *given, *flags)
     assert done.code == 2 and says in done.stderr and not (tmp_path / "f.json").exists()
+
+
+@pytest.mark.parametrize("name", ["train.csv", "f.csv", ".", "folder.json", "train.json"])
+def test_an_output_that_is_no_new_json_file_is_refused(table, tmp_path, name):
+    (tmp_path / "folder.json").mkdir()
+    command("--mode=fuse", f"--annotations={table}", f"--output={tmp_path}/train.json")
+    before = {p: p.is_file() and p.read_bytes() for p in tmp_path.iterdir()}
+    given = tmp_path / "train.json" if name == "train.json" else table
+    output = "." if name == "." else tmp_path / name
+    done = command("--mode=fuse", f"--annotations={given}", f"--output={output}", "--fusion=raw")
+    assert done.code == 2 and len(done.stderr.splitlines()) == 1 and name in done.stderr
+    assert {p: p.is_file() and p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_the_table_of_readers_and_the_findings_are_both_written_or_neither(table, tmp_path):
+    (tmp_path / "f.readers.csv").mkdir()
+    done = command("--mode=fuse", f"--annotations={table}", f"--output={tmp_path}/f.json")
+    assert done.code == 2 and "f.readers.csv: it is a folder" in done.stderr
+    assert not (tmp_path / "f.json").exists()
+    own = table.rename(tmp_path / "g.readers.csv")
+    done = command("--mode=fuse", f"--annotations={own}", f"--output={tmp_path}/g.json")
+    assert done.code == 2 and "g.readers.csv is read" in done.stderr and own.read_text() == TABLE
+
+
+@pytest.mark.parametrize(
+    ("row", "sizes", "says"),
+    [
+        ("", "a,300,200", "m.csv: has no size of 1 images"),
+        ("", "a,300,200\nb,40,210", "train.csv: 1 of 4 boxes leave their image, that of image b"),
+        ("c,ILD,5,R8,-9,0,20,20", "a,300,200\nb,90,90\nc,90,90", "image c from -9,0 to 20,20"),
+        ("c,ILD,5,R8,0.1,0.1,0.4,0.4", "", "look like shares of the image"),
+    ],
+)
+def test_boxes_that_cannot_be_of_their_images_are_refused(table, tmp_path, row, sizes, says):
+    table.write_text(f"{TABLE}{row}\n")
+    (tmp_path / "m.csv").write_text(f"image_id,dim0,dim1\n{sizes}\n")
+    with pytest.raises(InputError, match=says):
+        coco_fused.read(table, tmp_path / "m.csv" if sizes else None)
+
+
+def test_boxes_written_as_corners_are_refused(tmp_path):
+    data = changed("images[0]", height=100, width=100)
+    box = {"image_id": data["images"][0]["id"], "bbox": [60, 60, 90, 90]}
+    data["annotations"] = [data["annotations"][0] | box | {"id": i, "rad_id": i} for i in range(3)]
+    with pytest.raises(InputError, match="from 60,60 to 150,150 .* write x, y, width, height"):
+        coco_fused.read(write(tmp_path / "x.json", data))
+
+
+@pytest.mark.parametrize("method", ["skill@0.4", "earl@0.4"])
+def test_the_order_of_the_films_does_not_matter(table, tmp_path, method):
+    """To the byte, and of skill no order of the rows does."""
+    head, *lines = TABLE.splitlines()
+    written = set()
+    films = [lines[3:] + lines[:3]] + [lines[::-1]] * (method == "skill@0.4")
+    for order in (lines, *films):
+        table.write_text("\n".join([head, *order]))
+        flags = f"--fusion={method}", f"--output={tmp_path}/f.json"
+        assert command("--mode=fuse", f"--annotations={table}", *flags).code == 0
+        written.add((tmp_path / "f.json").read_bytes())
+    assert len(written) == 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxdet import InputError
 from tests.tfds_vinbig import test_kaggle
 from tests.tfds_vinbig.test_kaggle import ROWS, change, message, write
 from tfds_vinbig import kaggle, records
@@ -78,3 +79,10 @@ def test_a_reader_who_contradicts_himself_is_counted(folder):
     write(folder / "train.csv", *ROWS, "a,No finding,14,R9,,,,")
     (note,) = kaggle.read_folder(folder).notes
     assert "1 times one reader has a box and No finding on one image, R9 on image a first" in note
+
+
+@pytest.mark.parametrize("name", ["", "R\n8", "R\u20288"])
+def test_a_reader_has_a_name(name):
+    """Two of whom nothing is known would be one."""
+    with pytest.raises(InputError, match="rad_id '.*' is no name"):
+        records.parse_reader(name)
