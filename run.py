@@ -340,16 +340,16 @@ def fuse() -> None:
 
     output, method = path("output", True), FLAGS.fusion
     fusion.parse_readers(method)
-    beside = coco_fused.beside(output, given := (path("annotations", True), path("meta")))
-    rows, images = coco_fused.read(*given)
+    files = path("annotations", True), path("meta")
+    skills_file = coco_fused.skills_file(output, files)
+    rows, images = coco_fused.read(*files)
     for note in rows.notes:
         print(f"note: {note}", file=sys.stderr)
     columns = rows.image, rows.labels, rows.readers, rows.boxes, len(rows.class_names)
     found = fusion.fuse_rows(method, *columns)
-    texts = {output: coco_fused.to_json(rows, images, found.table, found.weights, method)}
-    if found.skills:
-        texts[beside] = found.skills.to_csv(rows.class_names)
-    write_together(texts)
+    skills = {skills_file: found.skills.to_csv(rows.class_names)} if found.skills else {}
+    text = coco_fused.to_json(rows, images, found.table, found.weights, method)
+    write_together({output: text, **skills})
     print(f"{len(found.table.image)} findings by {method}, written to {output}")
 
 

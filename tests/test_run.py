@@ -84,12 +84,20 @@ def test_crossval_scores_every_training_image_once(tiny, kaggle_folder, tmp_path
     [
         ("--config.data.split=seed111", "config.data.split"),
         ("--config.data.num_folds=31", "config.data.num_folds: 31 is not from 2 to the 30 images"),
+        ("--config.evaluation.ground_truth=agree@0.4:9", "ground_truth: 9 readers cannot agree"),
     ],
 )
 def test_crossval_that_cannot_be_is_known_before_the_first_fold(tiny, tmp_path, argument, named):
     done = command(*tiny, f"--workdir={tmp_path}/w", "--mode=crossval", argument)
     assert done.code == 2 and named in done.stderr
     assert not (tmp_path / "w").exists()
+
+
+def test_a_truth_that_cannot_be_is_known_before_anything_is_written(tiny, tmp_path):
+    asked = "--config.evaluation.ground_truth=agree@0.4:9"
+    done = command(*tiny, f"--workdir={tmp_path}/w", asked)
+    assert done.code == 2 and "evaluation.ground_truth: 9 readers cannot" in done.stderr
+    assert not (tmp_path / "w/config.json").exists()
 
 
 def test_submission_has_every_test_image_in_the_order_of_the_sample(trained, kaggle_folder):

@@ -18,8 +18,8 @@ from tfds_vinbig.coco_partial import PARTLY
 from tfds_vinbig.records import PIXEL, Annotations, Row, check_units, raise_all
 
 
-def beside(output: Path, given: Iterable[Path | None]) -> Path:
-    """Where the table of readers is written: beside the output.
+def skills_file(output: Path, given: Iterable[Path | None]) -> Path:
+    """Where what is inferred of the readers is written: beside the output.
 
     Args:
         given: the files that are read.
@@ -90,7 +90,9 @@ def _check_boxes(annotations: Annotations, images: dict[str, Image], path: Path)
     outside = np.flatnonzero(beyond > PIXEL)
     if len(outside):
         first, (height, width) = rows[outside[0]], sizes[outside[0]]
-        hint = coco.AS_CORNERS if fit_as_corners(boxes, sizes) else ": mend them, or its size"
+        known = np.isfinite(sizes).all(axis=1)  # of JSON, images may be without
+        corners = path.suffix.lower() == ".json" and fit_as_corners(boxes[known], sizes[known])
+        hint = coco.AS_CORNERS if corners else ": mend them, or its size"
         raise InputError(
             f"{path}: {len(outside)} of {len(rows)} boxes leave their image, that of image "
             f"{first.image_id} from {first.x_min:g},{first.y_min:g} to "

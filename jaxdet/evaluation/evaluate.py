@@ -5,11 +5,27 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from jaxdet import ConfigError, InputError
 from jaxdet.data.batches import Images
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation import scores
 from jaxdet.inference.detector import Detector, to_table
+from jaxdet.ops.boxes import BoxTable
 from jaxdet.runs import parallel
+
+
+def truth_of(dataset: Dataset, method: str) -> BoxTable:
+    """The ground truth of a dataset in original pixels, see `scores.ground_truth`.
+
+    Raises:
+        ConfigError: if there is none by that method of what the readers of these images drew.
+    """
+    rows = dataset.annotations
+    columns = rows.image, rows.labels, rows.readers, rows.boxes
+    try:
+        return scores.ground_truth(method, *columns, dataset.num_classes)
+    except InputError as error:
+        raise ConfigError("evaluation.ground_truth", str(error)) from error
 
 
 class Evaluator:
@@ -30,15 +46,7 @@ class Evaluator:
     def __init__(self, detector: Detector, dataset: Dataset, keep: bool = False, beside: int = 0):
         self.detector, self.dataset = detector, dataset
         self.config = detector.config
-        rows = dataset.annotations
-        self.truth = scores.ground_truth(
-            self.config.evaluation.ground_truth,
-            rows.image,
-            rows.labels,
-            rows.readers,
-            rows.boxes,
-            dataset.num_classes,
-        )
+        self.truth = truth_of(dataset, self.config.evaluation.ground_truth)
         # The images of this process.
         mine = parallel.local_positions(len(dataset), self.config.evaluation.batch_size).ravel()
         mine = mine[mine >= 0]

@@ -60,7 +60,16 @@ def votes(readings: Readings, iou_threshold: float) -> Findings:
 
 
 def agree(readings: Readings, iou_threshold: float, min_readers: int) -> Findings:
-    """The boxes and scores of `wbf` that at least so many readers have drawn."""
+    """The boxes and scores of `wbf` that at least so many readers have drawn.
+
+    Raises:
+        InputError: if no image has so many readers.
+    """
+    if min_readers > readings.num_readers:
+        raise InputError(
+            f"{min_readers} readers cannot agree, no image was read by more than "
+            f"{readings.num_readers}: ask for fewer"
+        )
     enough = cluster(readings, iou_threshold).num_readers() >= min_readers
     return wbf(readings, iou_threshold).take(np.flatnonzero(enough))
 
@@ -192,7 +201,7 @@ def find(method: str, readings: Readings, detections: BoxTable | None = None) ->
             asks for them.
 
     Raises:
-        InputError: see `parse`.
+        InputError: see `parse`, and what the method says.
         ValueError: for a score or a share that is not above 0.
     """
     name, options = parse(method)
@@ -244,16 +253,11 @@ def fuse_rows(
 
     Args:
         detections: see `find`.
-
-    Raises:
-        InputError: as `find`, and where more readers have to agree than any image has.
     """
     found = labels != num_classes
     names = np.unique(readers, return_inverse=True)[1]
     pairs = np.unique(np.stack([image, names]), axis=1)
     most = int(np.bincount(pairs[0]).max(initial=1))
-    if parse(method).options.get("min_readers", 1) > most:
-        raise InputError(f"fusion {method!r}: no image was read by more than {most}: ask for fewer")
     columns = image[found], labels[found], readers[found], boxes[found], np.ones(found.sum())
     readings = Readings(*columns, most, looked=(image, readers))
     return find(method, readings, detections)

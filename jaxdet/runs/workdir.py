@@ -53,17 +53,17 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
         return
     finished = {}
     try:
+        for path in contents:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
         for path, content in contents.items():
-            finished[path] = path.parent / f".{path.name}.{os.getpid()}"
+            finished[path] = path.with_name(f".{path.name}.{os.getpid()}")
             path.parent.mkdir(parents=True, exist_ok=True)
             with finished[path].open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 # Or a crash of the machine leaves the name, and nothing in it.
                 os.fsync(file.fileno())
-        for path in finished:  # before one of them has its name
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "it is a folder")
         for path, temporary in finished.items():
             temporary.replace(path)
     except OSError as error:

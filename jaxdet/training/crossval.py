@@ -11,7 +11,7 @@ from jaxdet import InputError
 from jaxdet.data import splits
 from jaxdet.data.dataset import Dataset
 from jaxdet.evaluation import scores
-from jaxdet.evaluation.evaluate import Evaluator
+from jaxdet.evaluation.evaluate import Evaluator, truth_of
 from jaxdet.ops.boxes import concatenate
 from jaxdet.runs import lock
 from jaxdet.runs.fields import Fields
@@ -33,7 +33,8 @@ def train_folds(
         write: called with what has scored a fold, its workdir and its last step.
 
     Raises:
-        InputError: if the config names no folds, or one of them cannot be; before any is trained.
+        InputError: if the config names no folds, or one of them, or its ground truth, cannot be;
+            before any is trained.
     """
     if config.data.split != "folds" or config.data.eval_split != "rest":
         raise InputError(
@@ -43,7 +44,9 @@ def train_folds(
     for fold in range(config.data.num_folds):
         fold_config = config.copy_and_resolve_references()
         fold_config.data.fold = fold
-        folds.append((fold_config, splits.train_and_eval(fold_config.data, builder, dataset)))
+        sets = splits.train_and_eval(fold_config.data, builder, dataset)
+        truth_of(sets[1], config.evaluation.ground_truth)  # only to see that there is one
+        folds.append((fold_config, sets))
     ids, tables, truths, sizes, known = [], [], [], [], []
     for fold, (fold_config, sets) in enumerate(folds):
         print(f"fold {fold} of {config.data.num_folds}")

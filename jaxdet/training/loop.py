@@ -13,7 +13,7 @@ from tqdm import tqdm
 from jaxdet import InputError
 from jaxdet.data.batches import fuse_readers, pad, read_ahead, training_batches, training_images
 from jaxdet.data.dataset import Dataset
-from jaxdet.evaluation.evaluate import Evaluator
+from jaxdet.evaluation.evaluate import Evaluator, truth_of
 from jaxdet.evaluation.metrics import check_best_by
 from jaxdet.inference.detector import Detector, Loaded
 from jaxdet.models import BACKBONES
@@ -60,6 +60,7 @@ def train(
     # Of the training images alone: what readers drew in others says nothing of their skill here.
     findings = fuse_readers(train_set, config.data.fusion)
     targets = pad(train_set, findings, config.data.image_size)
+    truth_of(eval_set, config.evaluation.ground_truth)  # only to see that there is one
     print(
         f"{len(train_set)} images to train on, {len(eval_set)} to evaluate on; "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"

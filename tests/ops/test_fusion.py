@@ -193,7 +193,9 @@ def test_more_readers_than_any_image_has_cannot_agree():
     image, labels, names = np.zeros(3, int), np.array([3, 3, 14]), np.array(["R8", "R9", "R10"])
     rows = image, labels, names, np.array([[0, 0, 9, 9], [0, 0, 9, 9], [np.nan] * 4]), 14
     assert len(fuse_rows("agree@0.4:3", *rows).table.image) == 0
-    with pytest.raises(InputError, match="'agree@0.4:4': no image was read by more than 3"):
+    with pytest.raises(
+        InputError, match="4 readers cannot agree, no image was read by more than 3"
+    ):
         fuse_rows("agree@0.4:4", *rows)
 
 

@@ -152,6 +152,15 @@ def test_boxes_written_as_corners_are_refused(tmp_path):
         coco_fused.read(write(tmp_path / "x.json", data))
 
 
+def test_boxes_of_a_table_are_not_taken_for_another_form(table, tmp_path):
+    """Those of three readers leave the image; as x, y, width, height they would not."""
+    rows = [f"a,Nodule/Mass,8,R{i},60,60,150,150" for i in range(3)]
+    table.write_text("\n".join([TABLE.splitlines()[0], *rows]))
+    (tmp_path / "m.csv").write_text("image_id,dim0,dim1\na,100,100\n")
+    with pytest.raises(InputError, match="3 of 3 boxes leave .* 100 high: mend them, or its size"):
+        coco_fused.read(table, tmp_path / "m.csv")
+
+
 @pytest.mark.parametrize("method", ["skill@0.4", "earl@0.4"])
 def test_the_order_of_the_films_does_not_matter(table, tmp_path, method):
     """To the byte, and of skill no order of the rows does."""
