@@ -244,7 +244,7 @@ def study(lines: list[dict]) -> str:
                  for seed, run in runs[method].items() if seed in base]  # fmt: skip
         each = [a - b for a, b in pairs]
         by_seed = ", ".join(f"{x:+.3f}" for x in each)
-        return f"{cell(each, '+.3f')} ({by_seed})" if each else "-"
+        return f"{cell(each, '+.3f')} ({by_seed})" if each and method != BASE else ""
 
     by_truth = [TEST, VALIDATION, *FUSED]
     rows, classes, means = {}, {}, {}
