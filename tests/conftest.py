@@ -15,11 +15,9 @@ gc.set_threshold(50_000)
 
 # Compiling takes longer than running such small networks: not much of it. Without XLA's newer
 # emitters of fusions, which go through MLIR, a training step compiles in a quarter of the time and
-# takes a third of the memory. Processes that tests start with other flags have those emitters.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
-    "--xla_cpu_use_fusion_emitters=false"
-)
+# takes a third of the memory.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=4 {QUICK}"
 os.environ.pop("TFDS_DATA_DIR", None)  # of whoever runs the tests, who would be told of it
 # What one test has compiled another need not, in this process or in one that it starts.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

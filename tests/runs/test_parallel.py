@@ -15,7 +15,7 @@ import pytest
 
 from jaxdet import InputError
 from jaxdet.runs import parallel
-from tests.conftest import ROOT, command
+from tests.conftest import QUICK, ROOT, command
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_two_processes_train_as_one(trained, tiny, tmp_path):
         environment = {
             "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
             "SLURM_NTASKS": "2", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
-            "SLURM_STEP_NUM_NODES": "1", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "SLURM_STEP_NUM_NODES": "1", "XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": "2",
         }  # fmt: skip
         words = [sys.executable, "run.py", *tiny, f"--workdir={tmp_path}", "--distributed"]
         processes.append(
@@ -59,7 +59,7 @@ def start_two(flags, workdir):
             f"--process_id={i}", f"--coordinator=localhost:{port}",
         ]  # fmt: skip
         errors.append(workdir.parent / f"errors{i}")
-        environment = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+        environment = os.environ | {"XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": "1"}
         with errors[i].open("w") as file:
             processes.append(
                 subprocess.Popen(
