@@ -24,8 +24,8 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def processes() -> Iterator[ProcessPoolExecutor]:
-    """One for each core; started anew, as what is forked beside threads may hang.
+def processes(number: int | None = None) -> Iterator[ProcessPoolExecutor]:
+    """So many, or one for each core; started anew, as what is forked beside threads may hang.
 
     They end at once when this is left, done or not, or this process killed: either closes their
     pipe, and the pool finds them gone.
@@ -34,7 +34,7 @@ def processes() -> Iterator[ProcessPoolExecutor]:
     reader, writer = spawn.Pipe(duplex=False)
     with (
         reader,
-        _Uninterrupted(cores(), spawn, _begin_process, (reader,)) as pool,
+        _Uninterrupted(number or cores(), spawn, _begin_process, (reader,)) as pool,
         writer,
     ):
         yield pool

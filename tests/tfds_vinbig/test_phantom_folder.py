@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxdet import InputError
+from jaxdet.data import machine
 from tfds_vinbig import drawn, kaggle
 from tfds_vinbig.kaggle import CLASS_NAMES
 from tfds_vinbig.phantom import draw_folder, plan_image
@@ -229,6 +230,24 @@ def test_interrupted(drawing, tmp_path):
     os.killpg(drawing.pid, signal.SIGINT)  # to every process, as a terminal does
     _, errors = drawing.communicate(timeout=60)
     assert drawing.returncode != 0 and b"KeyboardInterrupt" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_many_processes_as_it_may_use_cores(folder, tmp_path, monkeypatch):
+    """Which may be fewer than the machine has."""
+    before_picture(1, lambda: None, monkeypatch)  # which another process could not be sent
+    monkeypatch.setattr(machine, "cores", lambda: 1)
+    assert files(draw(tmp_path / "phantom")) == files(folder)
+
+
+def end_at_once(plan, size, folder):
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "write_image", end_at_once)
+    with pytest.raises(InputError, match="a process that drew it was killed"):
+        draw(tmp_path / "phantom", workers=2)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,11 +2,7 @@
 
 import functools
 import math
-import multiprocessing
-import os
-import signal
-import threading
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxdet import InputError
+from jaxdet.data import machine
 from tfds_vinbig import drawn, scratch
 from tfds_vinbig.kaggle import CLASS_NAMES
 from tfds_vinbig.phantom.picture import draw_image
@@ -44,10 +41,10 @@ def draw_folder(
     Args:
         folder: must not exist yet, or be empty; its parents are made.
         size: pixels of a side.
-        workers: processes, by default as many as there are processors; 1 draws in this one.
+        workers: processes, by default one for each core; 1 draws in this one.
 
     Raises:
-        InputError: if there is something in the folder.
+        InputError: if there is something in the folder, or a process is killed.
         OSError: if it cannot be written.
     """
     folder = Path(folder)
@@ -64,7 +61,7 @@ def draw_folder(
     with scratch.beside(folder) as new:
         for split in SPLITS:
             (new / split).mkdir()
-        draw_all(plans, size, new, workers or os.cpu_count() or 1)
+        draw_all(plans, size, new, workers or machine.cores())
         for name, table in tables(plans, seed).items():
             table.to_csv(new / name, index=False)
         (new / drawn.FILE).write_text(f"{drawn.DRAWING}\n")
@@ -84,26 +81,14 @@ def draw_all(plans: list[Plan], size: int, folder: Path, workers: int) -> None:
         for _ in bar(map(draw, plans)):
             pass
         return
-    # Spawned, since a fork of a process in which JAX runs threads may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=start_worker)
-    try:
-        for _ in bar(pool.map(draw, plans, chunksize=chunk)):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def start_worker() -> None:
-    """Ctrl-C is for the parent, which ends its workers; and they end with it if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """Wait for the end of the process that started this one, and end this one at once."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    with machine.processes(workers) as pool:
+        try:
+            for _ in bar(pool.map(draw, plans, chunksize=chunk)):
+                pass
+        except BrokenProcessPool as error:
+            raise InputError(
+                "the phantom: a process that drew it was killed: is there enough memory?"
+            ) from error
 
 
 def write_image(plan: Plan, size: int, folder: Path) -> None:
