@@ -52,11 +52,11 @@ from jaxdet.training import relabel
 from jaxdet.training.loop import train
 from tfds_vinbig.kaggle import CLASS_NAMES
 
-METHODS = (
-    "raw", "nms@0.4", "wbf@0.4", "votes@0.4", "agree@0.4:2", "earl@0.4", "skill@0.4",
-    "skill@0.4:0.5",
-)  # fmt: skip
+METHODS = ("raw", "nms@0.4", "wbf@0.4", "votes@0.4", "agree@0.4:2", "earl@0.4", "skill@0.4")
 LEARNED = (*METHODS, "bdc@0.4")
+# What it leaves of the phantom are the findings of `agree@0.4:2`, all 0.99 probable or more: on
+# drawings there is nothing else to learn from it.
+SURE = "skill@0.4:0.5"
 BASE = "wbf@0.4"
 TEST, VALIDATION = "test, truth", "validation, truth"
 FUSED = {f"validation, {method}": method for method in ("wbf@0.4", "agree@0.4:2")}
@@ -145,7 +145,7 @@ def leave_one_out(rows: pd.DataFrame) -> str:
     """The mean over the three readers who are left out, and each one's AP."""
     names, mine = three_readers(rows)
     results = {}
-    for method in METHODS:
+    for method in (*METHODS, SURE):
         each = []
         for name in names:
             others = mine.rad_id != name
@@ -162,7 +162,7 @@ def phantom(folder: Path) -> str:
     ids = {name: i for i, name in enumerate(pd.unique(rows.image_id))}
     rows, truth = (table.assign(image=table.image_id.map(ids)) for table in (rows, truth))
     right = truth_of(truth)
-    return table_of({m: score(fused(m, rows).table, right) for m in METHODS})
+    return table_of({m: score(fused(m, rows).table, right) for m in (*METHODS, SURE)})
 
 
 def drawn(truth: pd.DataFrame, ids: list[str]) -> BoxTable:
