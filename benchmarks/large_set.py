@@ -6,7 +6,7 @@
 `configs/phantom.py` takes a few steps on four fifths of the first, is scored on the others and
 predicts the 3,000; `--mode=evaluate` and `--mode=predict` then do the last two again. Stages are
 processes. Memory is that of a process and all that it starts, pages that they share counted once
-(PSS, so Linux only), twice a second. What was drawn and built in DIR stays and is used again.
+(PSS, so Linux only), once a second. What was drawn and built in DIR stays and is used again.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def stage(name: str, *command: object) -> str:
             most = max(most, memory(process))
         except psutil.NoSuchProcess:
             break
-        time.sleep(0.5)
+        time.sleep(1)
     if process.wait():
         raise subprocess.CalledProcessError(process.returncode, process.args)
     return f"| {name} | {time.perf_counter() - start:.0f} | {most:.2f} |"
