@@ -57,7 +57,7 @@ def main(folder: Path, steps: int) -> None:
         drawn = f"draw_folder({str(kaggle)!r}, 0, {FILMS[0]}, {FILMS[1]}, {SIZE})"
         code = f"from tfds_vinbig.phantom import draw_folder; {drawn}"
         rows.append(stage("drawing", "-c", code))
-    if not data.exists():
+    if not (data / "tfds_vinbig" / str(SIZE)).exists():
         built = f"--config={SIZE}", f"--manual_dir={kaggle}", f"--data_dir={data}"
         rows.append(stage("building", "-m", "tfds_vinbig", *built))
     run = ["run.py", f"--workdir={workdir}"]
