@@ -102,8 +102,8 @@ def score() -> None:
 def checked_config() -> ConfigDict:
     """The config; that of the run in the workdir, where there is one."""
     from configs import retina
-    from jaxdet.runs import checkpoint
     from jaxdet.runs import config as configs
+    from jaxdet.runs.workdir import has_checkpoint
 
     config, workdir = FLAGS.config, path("workdir", True)
     if config is None:
@@ -115,45 +115,47 @@ def checked_config() -> ConfigDict:
     if FLAGS.ground_truth:
         config.evaluation.ground_truth = FLAGS.ground_truth
     configs.check(config, retina.get_fields())
-    if FLAGS.mode in ("evaluate", "predict", "export") or checkpoint.exists(workdir):
+    if FLAGS.mode in ("evaluate", "predict", "export") or has_checkpoint(workdir):
         config = configs.as_run(config, retina.get_fields(), workdir)
     return config
 
 
 def open_data(config: ConfigDict):
     """The TFDS builder of a dataset; the phantom is drawn where it is missing."""
-    from jaxdet.data.dataset import open_dataset
-    from tfds_vinbig.drawn import noted
+    from tfds_vinbig.drawn import drawn_phantom, noted
 
     data_dir = machine.with_home(machine.datasets_folder(config.data.dir), "config.data.dir")
     folder = data_dir / config.data.name
     draws = FLAGS.mode in ("train", "crossval", "inspect")
     if draws and config.data.name == "tfds_vinbig/phantom" and not folder.exists():
-        from tfds_vinbig.tfds_vinbig_dataset_builder import build, drawn_phantom
-
-        print(f"drawing the phantom for {folder}")
+        print(f"drawing the phantom for {folder}", flush=True)
         with stage("drawing"):
             drawn_phantom(data_dir / "phantom")
         with stage("building"):
+            from tfds_vinbig.tfds_vinbig_dataset_builder import build
+
             build("phantom", data_dir)
+    from jaxdet.data.dataset import open_dataset
+
     return noted(open_dataset(config.data.name, config.data.dir))
 
 
 def train() -> None:
     """Train, evaluate, and predict the test split where there is one."""
+    config, folder = checked_config(), path("workdir", True)
+    if kept := path("replay"):
+        from jaxdet.training.replay import replay
+
+        return replay(config, folder, kept)
+    builder = open_data(config)  # says what it does before the slow imports
     from configs import retina
     from jaxdet.data import splits
     from jaxdet.data.dataset import read_split
     from jaxdet.inference.predict import split_pictures
     from jaxdet.report.write import write_evaluation
     from jaxdet.runs import workdir
-    from jaxdet.training import replay
     from jaxdet.training.loop import train
 
-    config, folder = checked_config(), path("workdir", True)
-    if kept := path("replay"):
-        return replay.replay(config, folder, kept)
-    builder = open_data(config)
     with stage("reading"):
         dataset = read_split(builder, "train")
         sets = splits.train_and_eval(config.data, builder, dataset)
@@ -326,10 +328,8 @@ def ensemble() -> None:
     table = ensemble.fuse_tables(read.tables, weights, f"wbf@{FLAGS.iou}", known)
     fused = read.ids, table, read.class_ids, read.image_ids, read.class_names
     write_atomically(output, results.to_text(output.suffix, *fused))
-    print(
-        f"{len(files)} submissions fused: {len(table.image)} boxes in {len(read.ids)} images, "
-        f"{output}"
-    )
+    boxes = f"{len(table.image)} boxes in {len(read.ids)} images"
+    print(f"{len(files)} submissions fused: {boxes}, {output}")
 
 
 def fuse() -> None:

@@ -47,11 +47,6 @@ def to_keep(steps: list[int], scores: dict[int, float]) -> set[int]:
     return kept
 
 
-def exists(workdir: Path) -> bool:
-    """Whether the run in `workdir` has a finished checkpoint to go on from."""
-    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
-
-
 def open_manager(workdir: Path, scores: dict[int, float] | None = None) -> ocp.CheckpointManager:
     """The checkpoints of a run, in `workdir`/checkpoints: to be read, or with `scores` written too.
 

@@ -123,6 +123,11 @@ def _check_run(run: Run) -> None:
             raise ValueError(f"run.{name} is {str(getattr(run, name))[:50]}")
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether the run in `workdir` has a finished checkpoint to go on from."""
+    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; one that was not finished is none.
 

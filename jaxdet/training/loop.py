@@ -69,7 +69,7 @@ def train(
         print(f"{train_set.num_unknown} pairs of image and class may have more than is boxed")
 
     # The run that goes on here, or a new one with a plan of its own.
-    if checkpoint.exists(folder):
+    if workdir.has_checkpoint(folder):
         config, run = check_run(config, fields, dataset, train_set, folder)
     else:
         config, planned = plan_detector(config, targets, dataset.class_names)
@@ -81,7 +81,7 @@ def train(
     detector = Detector(config, dataset.num_classes, mesh)
     abstract = jax.eval_shape(init)
     start, backbone = None, BACKBONES[config.model.backbone.name]
-    if config.model.init_from and not checkpoint.exists(folder):
+    if config.model.init_from and not workdir.has_checkpoint(folder):
         start = open_start(config.model.init_from, dataset.class_names, backbone, mesh)
         # Only to see that it fits, before anything is written.
         start.fill(*jax.tree.map(jnp.zeros_like, (abstract.params, abstract.batch_stats)))
@@ -89,7 +89,7 @@ def train(
     check_room(folder, abstract)
 
     best_by = config.evaluation.best_by
-    scores_by_step = workdir.read_scores(folder, best_by) if checkpoint.exists(folder) else {}
+    scores_by_step = workdir.read_scores(folder, best_by) if workdir.has_checkpoint(folder) else {}
     with checkpoint.open_manager(folder, scores_by_step) as manager:
         # Where to begin.
         if manager.latest_step() is None:

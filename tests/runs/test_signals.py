@@ -10,7 +10,7 @@ import pytest
 
 from jaxdet.runs import signals
 from tests.conftest import ROOT, command
-from tfds_vinbig import tfds_vinbig_dataset_builder as builder
+from tfds_vinbig import drawn
 
 
 def send(number):
@@ -114,10 +114,10 @@ def test_what_is_said_of_the_next_start_is_true(tmp_path):
 
 
 def test_a_signal_while_the_phantom_is_drawn(tmp_path, monkeypatch):
-    def drawn(folder):
+    def interrupted(folder):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(builder, "drawn_phantom", drawn)
+    monkeypatch.setattr(drawn, "drawn_phantom", interrupted)
     done = command(
         "--config=configs/phantom.py", f"--config.data.dir={tmp_path}/data",
         f"--workdir={tmp_path}/run",
