@@ -47,6 +47,7 @@ def greys(picture: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
+    """Print the tables, and draw the picture where one is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("films", type=Path)
     parser.add_argument("--number", type=int, default=300)

@@ -373,3 +373,25 @@ def test_as_a_process_it_ends_with_the_exit_code(tmp_path):
         [sys.executable, "run.py", "--nope"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+def test_what_is_slow_to_import_waits_for_the_first_line(tmp_path):
+    until_it_draws = """if True:
+        import os, sys, run
+        from tfds_vinbig import drawn
+
+        def draw(folder):
+            print(*sorted({"grain", "orbax", "pandas", "tensorflow_datasets"} & set(sys.modules)))
+            sys.stdout.flush()
+            os._exit(0)
+
+        drawn.drawn_phantom = draw
+        run.run(sys.argv)
+        """
+    folders = f"--workdir={tmp_path}/w", f"--config.data.dir={tmp_path}"
+    flags = "--config=configs/phantom.py", *folders
+    done = subprocess.run(
+        [sys.executable, "-c", until_it_draws, *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    first, imported = done.stdout.splitlines()
+    assert first == f"drawing the phantom for {tmp_path}/tfds_vinbig/phantom" and not imported
