@@ -23,10 +23,11 @@ from benchmarks.torchvision_cpu import torchvision
 from configs import phantom, retina
 from jaxdet.kernels import winograd
 from jaxdet.kernels.compilation import jit
-from jaxdet.kernels.memory import keep_freed_memory
+from jaxdet.kernels.memory import compute_where_asked, keep_freed_memory
 from jaxdet.ops import anchors
 
-keep_freed_memory()  # as run.py does, for torch too: the process is one
+compute_where_asked()  # as run.py does, for torch too: the process is one
+keep_freed_memory()
 
 NUM_CLASSES = 14
 MAX_BOXES = 16  # of an image, with padding

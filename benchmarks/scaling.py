@@ -49,7 +49,8 @@ def measure(config_name: str, image_size: int, batch_size: int, num_devices: int
     from jaxdet.runs import parallel
     from jaxdet.training.train_step import compile_training
 
-    memory.keep_freed_memory()  # as run.py does
+    memory.compute_where_asked()  # as run.py does
+    memory.keep_freed_memory()
     assert jax.device_count() == num_devices
     config = importlib.import_module(f"configs.{config_name}").get_config()
     config.data.image_size = image_size

@@ -15,9 +15,8 @@ def test_memory_that_a_step_frees_is_not_fetched_anew():
     program = """if True:
         import resource
         import jax, jax.numpy as jnp, numpy as np
-        from jaxdet.kernels import memory
         from jaxdet.runs import parallel
-        memory.keep_freed_memory()
+        parallel.start(joins=False)
         step = jax.jit(lambda x: jnp.exp(x) @ x[:256])  # needs 16 MB for exp(x), and as many out
         mesh = parallel.make_mesh()
         # Not where JAX could use it in place: it copies, in another thread.
