@@ -56,8 +56,8 @@ def make_batches(dataset: Dataset, size: int, keep: bool):
     return training_batches(config, dataset, targets, slice(None))
 
 
-def decoded(dataset: Dataset, size: int) -> None:
-    """Print images a second, by threads."""
+def decoded(dataset: Dataset, size: int) -> list[str]:
+    """Rows of images a second, by threads."""
     batches = {keep: make_batches(dataset, size, keep) for keep in (True, False)}
     batch_size = len(batches[True][0]["images"])
     count = len(dataset) // batch_size
@@ -68,8 +68,8 @@ def decoded(dataset: Dataset, size: int) -> None:
 
     calls = {f"{n} threads": lambda n=n: take(False, n) for n in FLAGS.workers}
     calls["kept in memory"] = lambda: take(True, 1)
-    for name, seconds in peers.in_turns(calls, FLAGS.rounds).items():
-        print(f"| {size} | {name} | {peers.spread(count * batch_size / seconds)} |")
+    turns = peers.in_turns(calls, FLAGS.rounds)
+    return [f"| {size} | {n} | {peers.spread(count * batch_size / s)} |" for n, s in turns.items()]
 
 
 def fed(dataset: Dataset) -> None:
@@ -96,6 +96,7 @@ def fed(dataset: Dataset) -> None:
     calls = {"one constant batch": lambda: run(lambda: constant)}
     calls |= {name: lambda s=stream: run(lambda: next(s)) for name, stream in streams.items()}
     seconds = peers.in_turns(calls, FLAGS.rounds)
+    print("\n| a step fed with | s (range) | beside one batch (range) |\n|---|---|---|")
     for name, values in seconds.items():
         ratio = values / seconds["one constant batch"]
         print(f"| {name} | {peers.spread(values / FLAGS.steps)} | {peers.spread(ratio)} |")
@@ -106,11 +107,9 @@ def main(_):
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         sets = {size: make_dataset(Path(folder), size) for size in FLAGS.size}
-        print(f"drawn and built in {time.perf_counter() - start:.0f} s\n")
-        print("| pixels | images | images/s (range) |\n|---|---|---|")
-        for size, dataset in sets.items():
-            decoded(dataset, size)
-        print("\n| a step fed with | s (range) | beside one batch (range) |\n|---|---|---|")
+        print(f"drawn and built in {time.perf_counter() - start:.0f} s")
+        rows = [row for size, dataset in sets.items() for row in decoded(dataset, size)]
+        print("\n| pixels | images | images/s (range) |\n|---|---|---|", *rows, sep="\n")
         fed(sets[min(sets)])
 
 

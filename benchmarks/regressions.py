@@ -128,7 +128,10 @@ def run(script: str, folder: str) -> Ratios:
     words = [word.format(folder=folder) for word in words]
     command = [sys.executable, f"benchmarks/{script}", *words]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return read(tables(done.stdout))
+    found = read(tables(done.stdout))
+    if not found:
+        raise ValueError(f"{script} prints no table with ratios:\n{done.stdout}")
+    return found
 
 
 def kernels() -> Ratios:

@@ -311,6 +311,6 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     arrays = {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
-    # A CPU computes on the thread that asks (`memory.compute_where_asked`) only what is all there. A
-    # GPU copies a batch once the step before is done: if that were waited for, it would be idle.
+    # A CPU computes on the thread that asks (`memory.compute_where_asked`) only what is all there.
+    # A GPU copies a batch once the step before is done: if that were waited for, it would be idle.
     return jax.block_until_ready(arrays) if jax.default_backend() == "cpu" else arrays
